@@ -1,0 +1,151 @@
+"""Every augmenter with every criterion on every task, at tiny size, in this process."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.tiny import TINY, WORDS, write_nli
+from xsalt_cli.train import main
+
+AUGMENTERS = ("none", "codeswitch", "mixup", "codeswitch,mixup")
+CRITERIONS = ("cross_entropy", "target_language_mlm", "cross_entropy,target_language_mlm")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Data of each task; PAWS-X in its official layout, ``pairs`` as single sentences with two labels."""
+    base = tmp_path_factory.mktemp("data")
+    nli = write_nli(base / "xnli", train=32, dev=9)
+    for language, words in WORDS.items():
+        pawsx = base / "pawsx" / "x-final" / language
+        pawsx.mkdir(parents=True)
+        names = ("train.tsv", "dev_2k.tsv") if language == "en" else ("dev_2k.tsv",)
+        for name in names:
+            rows = [f"{i}\t{words[i % 10]} {words[(i + 1) % 10]}\t{words[i % 10]}\t{i % 2}" for i in range(16)]
+            (pawsx / name).write_text("id\tsentence1\tsentence2\tlabel\n" + "\n".join(rows) + "\n", encoding="utf-8")
+        (base / "pairs").mkdir(exist_ok=True)
+        for split in ("train", "dev") if language == "en" else ("dev",):
+            rows = [f"{words[i % 10]} {words[(i * 3) % 10]}\t{'good' if i % 10 < 5 else 'bad'}" for i in range(16)]
+            (base / "pairs" / f"{split}-{language}.tsv").write_text(
+                "text\tmood\n" + "\n".join(rows) + "\n", encoding="utf-8"
+            )
+    return {"xnli": nli, "pawsx": base / "pawsx", "pairs": base / "pairs"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XSALT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
+
+
+def run(task: str, folder: Path, run: Path, *more: str) -> Path:
+    keys = [
+        f"data.root={folder}",
+        f"run={run}",
+        "epochs=1",
+        "distill.layer=0",
+        "augmenter.codeswitch.threshold=0",
+        *TINY,
+    ]
+    if task == "pairs":
+        keys += ["task.pairs.columns=[text,mood]", "task.pairs.labels=[good,bad]"]
+    if "codeswitch" not in " ".join(more):
+        keys.remove("augmenter.codeswitch.threshold=0")
+    assert main(["--task", task, *more, *keys]) == 0
+    return run
+
+
+@pytest.mark.parametrize(
+    ("task", "augmenter", "criterion"), list(itertools.product(("xnli", "pawsx", "pairs"), AUGMENTERS, CRITERIONS))
+)
+def test_it_trains_and_evaluates_every_language(
+    task: str, augmenter: str, criterion: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = run(task, folders[task], tmp_path / "run", "--augmenter", augmenter, "--criterion", criterion)
+    results = json.loads((folder / "results.json").read_text())
+    losses = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(value) for row in losses for value in row.values())
+    assert results["languages"]
+    if criterion != "target_language_mlm":
+        assert set(results["languages"]) == {"en", "fr", "ru"}
+        assert (folder / "predictions" / "dev-ru.tsv").exists()
+    if criterion == "target_language_mlm":
+        before = load_file(folder / "checkpoints" / "best" / "model.safetensors")
+        assert any(name.startswith("mlm_head") for name in before)
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    return load_file(folder / "checkpoints" / "last" / "model.safetensors")
+
+
+def test_codeswitch_with_ratio_0_is_bit_equal_to_none_and_above_0_is_not(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    plain = weights(run("xnli", folders["xnli"], tmp_path / "plain", "--augmenter", "none"))
+    zero = weights(
+        run("xnli", folders["xnli"], tmp_path / "zero", "--augmenter", "codeswitch", "augmenter.codeswitch.ratio=0")
+    )
+    half = weights(
+        run("xnli", folders["xnli"], tmp_path / "half", "--augmenter", "codeswitch", "augmenter.codeswitch.ratio=0.5")
+    )
+    assert all(np.array_equal(plain[name], zero[name]) for name in plain)
+    assert not all(np.array_equal(plain[name], half[name]) for name in plain)
+
+
+def test_plain_text_trains_the_head_of_a_new_model(tmp_path: Path) -> None:
+    data = tmp_path / "text"
+    data.mkdir()
+    for language, words in WORDS.items():
+        lines = [" ".join(words[(i + j) % 10] for j in range(6)) for i in range(24)]
+        (data / f"{language}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (data / f"dev-{language}.txt").write_text("\n".join(lines[:6]) + "\n", encoding="utf-8")
+    folder = tmp_path / "run"
+    keys = [f"data.root={data}", f"run={folder}", "epochs=2", "source=en,fr,ru", "vocabulary.backend=corpus"]
+    keys += [f"vocabulary.text={data}", "vocabulary.min_count=1", *TINY]
+    assert main(["--task", "mlm", "--criterion", "target_language_mlm", *keys]) == 0
+    results = json.loads((folder / "results.json").read_text())
+    assert set(results["languages"]) == {"en", "fr", "ru"}
+
+
+def test_a_criterion_that_needs_labels_is_refused_on_plain_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "text"
+    data.mkdir()
+    (data / "en.txt").write_text("one two three\n" * 8, encoding="utf-8")
+    assert main(["--task", "mlm", f"data.root={data}", f"run={tmp_path / 'run'}", *TINY]) == 2
+    assert "cross_entropy needs labels" in capsys.readouterr().err
+
+
+def test_a_users_task_of_twenty_lines_trains_with_an_augmenter(tmp_path: Path) -> None:
+    tasks, data = tmp_path / "tasks", tmp_path / "data"
+    tasks.mkdir()
+    data.mkdir()
+    (tasks / "likeness.py").write_text(
+        "from xsalt.registry import TASKS\n"
+        "from xsalt.tasks.pairs import ClassificationTask\n\n"
+        '@TASKS.register("likeness")\n'
+        "class Likeness(ClassificationTask):\n"
+        '    """Whether two sentences are alike."""\n\n'
+        '    labels = ("same", "other")\n'
+        '    columns = ("a", "b", "likeness")\n'
+    )
+    for language, words in WORDS.items():
+        rows = [f"{words[i % 10]}\t{words[(i * i) % 10]}\t{('same', 'other')[i % 2]}" for i in range(16)]
+        for split in ("train", "dev"):
+            (data / f"{split}-{language}.tsv").write_text("a\tb\tlikeness\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    folder = tmp_path / "run"
+    keys = [f"data.root={data}", f"run={folder}", "epochs=1", *TINY]
+    flags = ["--user-dir", str(tasks), "--task", "likeness", "--augmenter", "codeswitch,mixup"]
+    assert main([*flags, *keys]) == 0
+    header = (folder / "predictions" / "dev-fr.tsv").read_text().splitlines()[0]
+    assert header.split("\t")[3:] == ["same", "other"]

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from xsalt.augmenters.codeswitch import CodeSwitch, CodeSwitchConfig
+from xsalt.data.dataset import Dataset
+from xsalt.errors import UserError
+from xsalt.protocols import Needs
+
+Make = Callable[..., Needs]
+ALL = np.arange(40)
+
+
+def augmenter(needs: Needs, **config: Any) -> CodeSwitch:
+    return CodeSwitch(CodeSwitchConfig(**config), needs)
+
+
+def test_ratio_zero_gives_the_very_same_batch(dataset: Dataset, needs: Make) -> None:
+    batch = dataset.batch(ALL, 1, 0)
+    assert augmenter(needs(), ratio=0.0).augment(batch) is batch
+
+
+def test_only_accepted_tokens_are_switched_to_one_language_an_example(dataset: Dataset, needs: Make) -> None:
+    before = dataset.batch(ALL, 1, 0)
+    batch = augmenter(needs(), ratio=1.0).augment(before)
+    switched = batch.ids_T != before.ids_T
+    even = torch.arange(len(batch.ids_T)) % 2 == 0
+    assert torch.equal(switched, even & ~batch.special_T)
+    shift = (batch.ids_T - before.ids_T)[switched]
+    assert torch.equal(batch.language_T[switched], shift // 30)
+    assert (batch.language_T[~switched] == 0).all()
+    for example in range(len(ALL)):
+        assert len(set(batch.language_T[switched & (batch.layout.sequence_T == example)].tolist())) == 1
+    assert set(batch.language_T[switched].tolist()) == {1, 2}
+    assert batch.source_ids_T is before.ids_T
+    assert batch.log["augment/switch_rate"] == (float(switched.sum()), float((~before.special_T).sum()))
+
+
+def test_ratio_and_probability_are_shares(dataset: Dataset, needs: Make) -> None:
+    def switched(**config: Any) -> torch.Tensor:
+        counts = []
+        for epoch in range(40):
+            before = dataset.batch(ALL, 1, epoch)
+            batch = augmenter(needs(), **config).augment(before)
+            counts.append((batch.ids_T != before.ids_T).view(40, 8).sum(1))
+        return torch.stack(counts).float()
+
+    assert switched(ratio=0.25).mean() == pytest.approx(0.25 * 3, rel=0.1)
+    rows = switched(ratio=1.0, probability=0.3)
+    assert set(rows.unique().tolist()) == {0.0, 3.0}
+    assert (rows > 0).float().mean() == pytest.approx(0.3, rel=0.1)
+
+
+def test_an_example_draws_the_same_in_any_batch_and_anew_in_each_epoch(dataset: Dataset, needs: Make) -> None:
+    codeswitch = augmenter(needs(), ratio=0.5)
+    whole = codeswitch.augment(dataset.batch(ALL, 3, 2)).ids_T.view(40, 8)
+    order = np.array([17, 3, 30])
+    assert torch.equal(codeswitch.augment(dataset.batch(order, 3, 2)).ids_T.view(3, 8), whole[torch.from_numpy(order)])
+    assert not torch.equal(codeswitch.augment(dataset.batch(ALL, 3, 3)).ids_T.view(40, 8), whole)
+    assert not torch.equal(codeswitch.augment(dataset.batch(ALL, 4, 2)).ids_T.view(40, 8), whole)
+
+
+def test_another_view_of_an_example_draws_other_tokens(dataset: Dataset, needs: Make) -> None:
+    codeswitch, batch = augmenter(needs(), ratio=0.5), dataset.batch(ALL, 1, 0)
+    other = codeswitch.augment(batch.with_(view_B=batch.view_B + 1))
+    assert not torch.equal(other.ids_T, codeswitch.augment(batch).ids_T)
+
+
+def test_tokens_that_are_in_no_corpus_stay(dataset: Dataset, needs: Make) -> None:
+    before = dataset.batch(ALL, 1, 0).with_(corpus_T=torch.full((320,), -1))
+    assert torch.equal(augmenter(needs(), ratio=1.0).augment(before).ids_T, before.ids_T)
+
+
+def test_weights_choose_the_languages(dataset: Dataset, needs: Make) -> None:
+    batch = augmenter(needs(), ratio=1.0, weights={"de": 0.0}).augment(dataset.batch(ALL, 1, 0))
+    assert set(batch.language_T.tolist()) == {0, 2}
+
+
+def test_vocabulary_ids_hold_every_id_that_comes_out(dataset: Dataset, needs: Make) -> None:
+    codeswitch = augmenter(needs(), ratio=1.0)
+    before = dataset.batch(ALL, 1, 0)
+    batch = codeswitch.augment(before)
+    new = batch.ids_T[batch.ids_T != before.ids_T].numpy()
+    assert np.isin(new, codeswitch.vocabulary_ids()).all()
+    assert len(augmenter(needs(), threshold=0.95).vocabulary_ids()) == 0
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"it": 1.0}, "no substitutions into 'it'"),
+        ({"de": -1.0}, "at least 0"),
+        ({"de": 0.0, "fr": 0.0}, "all weights are 0"),
+    ],
+)
+def test_bad_weights_are_one_error_line(needs: Make, weights: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        augmenter(needs(), weights=weights)
+
+
+def test_no_table_or_another_data_sets_is_an_error(dataset: Dataset, needs: Make) -> None:
+    with pytest.raises(UserError, match="needs a substitution table"):
+        augmenter(needs(table=None))
+    shorter = Dataset(**{**dataset.__dict__, "ids": dataset.ids[:-1]})
+    with pytest.raises(UserError, match="a table of 320 tokens"):
+        augmenter(needs(train=shorter))

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xsalt.data.substitutions import SubstitutionTable, new_table
+from xsalt.distill.lexicon import find_lexicons, p_at_1, read_lexicon
+from xsalt.errors import UserError
+from xsalt.text.tokenizer import Tokenizer
+
+
+def test_p_at_1_counts_every_occurrence_of_one_piece_words_of_four_letters(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    def piece(text: str) -> int:
+        return tokenizer.pieces().index(text)
+
+    corpus = ["▁house", "▁house", "▁cat", "▁tree", "▁walks", "ing", "▁small", "."]
+    best = ["▁maison", "▁chat", "▁chat", "▁tree", "▁marche", "ment", "▁petit", "▁le"]
+    with new_table(tmp_path / "t", len(corpus), ["fr"], 1, "f") as writer:
+        writer.ids_NLK[:, 0, 0] = [piece(b) for b in best]
+        writer.probability_NLK[:] = 0.01  # no threshold
+    table = SubstitutionTable.open(tmp_path / "t")
+    lexicon = {
+        "house": frozenset({"maison"}),  # right once, wrong once
+        "cat": frozenset({"chat"}),  # too short
+        "tree": frozenset({"arbre"}),  # identity is wrong here
+        "walks": frozenset({"marche"}),  # goes on with another piece
+        "small": frozenset({"petit"}),
+    }
+    ids = np.array([piece(c) for c in corpus], dtype=np.int32)
+    special = np.zeros(len(corpus), dtype=bool)
+    assert p_at_1(table, ids, special, tokenizer, lexicon, "fr") == (2 / 4, 4)
+    lexicon["tree"] = frozenset({"arbre", "tree"})
+    assert p_at_1(table, ids, special, tokenizer, lexicon, "fr") == (3 / 4, 4)
+    special[:] = True
+    assert p_at_1(table, ids, special, tokenizer, lexicon, "fr") == (0.0, 0)
+
+
+def test_a_lexicon_has_tabs_or_spaces_and_any_case(tmp_path: Path) -> None:
+    path = tmp_path / "en-fr.txt"
+    path.write_text("House\tMaison\nhouse\tdomicile\n\nthe le\n", encoding="utf-8")
+    assert read_lexicon(path) == {"house": frozenset({"maison", "domicile"}), "the": frozenset({"le"})}
+    path.write_text("house\tmaison\nalone\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"en-fr\.txt:2: 'alone' holds no two words"):
+        read_lexicon(path)
+
+
+def test_lexicons_are_found_by_their_names(tmp_path: Path) -> None:
+    for name in ("en-fr.txt", "en-de.txt"):
+        (tmp_path / name).write_text("a\tb\n")
+    assert set(find_lexicons(tmp_path, "en", ("fr", "it"))) == {"fr"}
+    assert find_lexicons(tmp_path / "en-fr.txt", "en", ("fr", "it")) == {"fr": tmp_path / "en-fr.txt"}
+    for path, languages in ((tmp_path / "no", ("fr",)), (tmp_path, ("sw",)), (tmp_path / "en-de.txt", ("fr", "it"))):
+        with pytest.raises(UserError, match="lexicon="):
+            find_lexicons(path, "en", languages)

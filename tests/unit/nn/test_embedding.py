@@ -1,0 +1,145 @@
+"""The active rows are the dense table by other means."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.parity.twins import batch
+from xsalt.batch import Mix
+from xsalt.errors import UserError
+from xsalt.kernels.reference import mix_rows
+from xsalt.nn.embedding import ActiveRows, Embeddings
+from xsalt.nn.encoder import EncoderConfig
+
+V, D = 50, 6
+LR, DECAY = 0.05, 0.1
+
+
+def _table() -> Tensor:
+    return torch.randn(V, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def _loss(rows_ND: Tensor, update: int) -> Tensor:
+    target = torch.randn(rows_ND.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(update))
+    return ((rows_ND - target) ** 2).sum()
+
+
+def test_training_the_active_rows_is_the_mathematics_of_the_dense_table_under_adamw() -> None:
+    active = np.array([3, 7, 8, 20, 21, 49])
+    dense = torch.nn.Parameter(_table())
+    word = ActiveRows(_table())
+    word.prepare(active)
+    adamw = {"lr": LR, "weight_decay": DECAY, "betas": (0.9, 0.98)}
+    dense_optimizer = torch.optim.AdamW([dense], **adamw)  # type: ignore[arg-type]
+    optimizer = torch.optim.AdamW([word.weight], **adamw)  # type: ignore[arg-type]
+    for update in range(20):
+        ids_N = torch.from_numpy(np.random.default_rng(update).choice(active, 9))
+        dense_optimizer.zero_grad()
+        _loss(F.embedding(ids_N, dense), update).backward()
+        dense_optimizer.step()
+        optimizer.zero_grad()
+        _loss(word.rows(ids_N), update).backward()
+        optimizer.step()
+        word.decay_untouched(1 - LR * DECAY)
+    assert torch.allclose(word.export(), dense, rtol=1e-12, atol=1e-14)
+    word.grow(np.arange(V))
+    assert torch.allclose(word.rows(torch.arange(V)), dense, rtol=1e-12, atol=1e-14)
+    word.prepare(np.arange(10))  # another phase with other rows starts from the same table
+    assert torch.allclose(word.export(), dense, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_the_given_table_is_never_written_to(prepared: bool) -> None:
+    table = _table()
+    before = table.clone()
+    word = ActiveRows(table)
+    if prepared:
+        word.prepare(np.arange(5))
+    optimizer = torch.optim.AdamW(word.parameters(), lr=LR, weight_decay=DECAY)
+    _loss(word.rows(torch.tensor([1, 2])), 0).backward()
+    optimizer.step()
+    assert torch.equal(table, before)
+    assert not torch.equal(word.rows(torch.tensor([1, 2])), before[1:3])
+
+
+def test_grown_rows_are_read_but_not_trained() -> None:
+    word = ActiveRows(_table())
+    word.prepare(np.array([1, 2]))
+    word.grow(np.array([9, 2]))
+    rows_ND = word.rows(torch.tensor([9, 1, 9]))
+    assert torch.equal(rows_ND, _table()[[9, 1, 9]])
+    rows_ND.sum().backward()
+    assert word.weight.grad is not None
+    assert torch.equal(word.weight.grad, torch.tensor([[1.0], [0.0]], dtype=torch.float64).expand(2, D))
+
+
+def test_an_id_outside_of_the_active_rows_is_named() -> None:
+    word = ActiveRows(_table())
+    word.prepare(np.array([1, 2]))
+    with pytest.raises(KeyError, match=r"1 token ids are not active or grown, for instance \[30\]"):
+        word.rows(torch.tensor([1, 30]))
+    word.grow(np.array([30]))
+    with pytest.raises(KeyError, match="not trainable"):
+        word.row_numbers(torch.tensor([1, 30]), trainable=True)
+    for wrong in (np.array([V]), np.array([-1]), np.array([], np.int64)):
+        with pytest.raises(ValueError, match="active ids must lie in"):
+            word.prepare(wrong)
+
+
+def test_export_and_load_are_each_others_reverse() -> None:
+    word = ActiveRows(_table())
+    word.prepare(np.array([1, 2]))
+    word.decay_untouched(0.5)
+    word.grow(np.array([9]))
+    table = word.export()
+    assert torch.equal(table[9], _table()[9] * 0.5)
+    other = ActiveRows(torch.zeros(V, D, dtype=torch.float64))
+    other.prepare(np.array([4]))
+    other.grow(np.array([9]))
+    other.load(table)
+    assert torch.equal(other.export(), table)
+    assert torch.equal(other.rows(torch.tensor([4, 9])), table[[4, 9]])
+
+
+def _embeddings(types: int = 2) -> Embeddings:
+    config = EncoderConfig(97, 8, 1, 2, 16, 12, types, 1e-12, 1, 2, 0.0, 0.0)
+    embeddings = Embeddings(config, torch.randn(97, 8))
+    for parameter in (embeddings.position, embeddings.token_type):
+        torch.nn.init.normal_(parameter)
+    return embeddings
+
+
+@pytest.mark.parametrize("shape", ["instance and dimension", "instance", "token"])
+def test_mixup_mixes_word_rows_before_position_and_type_are_added(shape: str) -> None:
+    embeddings = _embeddings()
+    embeddings.norm = torch.nn.Identity()  # type: ignore[assignment]
+    b = batch(types=True)
+    other_ids_T = torch.randint(3, 97, b.ids_T.shape)
+    rows = {"instance and dimension": (b.layout.size, 8), "instance": (b.layout.size, 1), "token": (len(b.ids_T), 1)}
+    r = torch.rand(rows[shape])
+    mixed_TD = embeddings(b.with_(mix=Mix(other_ids_T, r, by_token=shape == "token")))
+    source_TD, other_TD = embeddings(b), embeddings(b.with_(ids_T=other_ids_T))
+    r_TX = r if shape == "token" else r[b.layout.sequence_T]
+    assert torch.allclose(mixed_TD, r_TX * source_TD + (1 - r_TX) * other_TD, atol=1e-6)
+
+
+def test_mixing_a_token_with_itself_keeps_it_bit_by_bit() -> None:
+    weight_AD = torch.randn(9, 5)
+    row_T = torch.tensor([1, 8, 3])
+    assert torch.equal(mix_rows(weight_AD, row_T, row_T, torch.rand(3, 5), None), weight_AD[row_T])
+    assert torch.equal(mix_rows(weight_AD, row_T, row_T.flip(0), torch.ones(3, 1), None), weight_AD[row_T])
+
+
+def test_a_model_with_one_type_ignores_segments() -> None:
+    embeddings = _embeddings(types=1)
+    b = batch(types=True)
+    assert torch.equal(embeddings(b), embeddings(b.with_(type_T=torch.zeros_like(b.type_T))))
+
+
+def test_a_sequence_longer_than_the_position_table_is_the_users_error() -> None:
+    with pytest.raises(UserError, match="a sequence has 13 tokens, but the model reads at most 12: set max_length=12"):
+        _embeddings()(batch(types=False, lengths=(13, 2)))

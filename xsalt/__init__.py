@@ -1,0 +1,3 @@
+"""xsalt: zero-shot cross-lingual transfer with self-augmentation (SALT)."""
+
+__version__ = "0.1.0"

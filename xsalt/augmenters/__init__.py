@@ -1,0 +1,1 @@
+"""Augmenters: what changes batches before the model sees them."""

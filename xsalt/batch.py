@@ -1,0 +1,145 @@
+"""The one structure that walks the house: a batch of packed sequences.
+
+Shapes in names: B sequences, T packed tokens of all sequences one after the other, D width, L languages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IGNORE = -100
+"""A label that no criterion counts."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the sequences lie in the packed tokens. ``lengths_B``: int64 numpy array, every length at least 1."""
+
+    lengths_B: np.ndarray
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def size(self) -> int:
+        return len(self.lengths_B)
+
+    @cached_property
+    def tokens(self) -> int:
+        return int(self.lengths_B.sum())
+
+    @cached_property
+    def longest(self) -> int:
+        return int(self.lengths_B.max(initial=0))
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """B + 1 offsets (numpy int64): sequence b is tokens[offsets[b]:offsets[b + 1]]."""
+        return np.concatenate([[0], np.cumsum(self.lengths_B)]).astype(np.int64)
+
+    @cached_property
+    def first_B(self) -> Tensor:
+        """Index of the first token of each sequence."""
+        return torch.from_numpy(self.offsets[:-1].copy()).to(self.device)
+
+    @cached_property
+    def sequence_T(self) -> Tensor:
+        """Number of the sequence that each token belongs to."""
+        return torch.from_numpy(np.repeat(np.arange(self.size, dtype=np.int64), self.lengths_B)).to(self.device)
+
+    @cached_property
+    def position_T(self) -> Tensor:
+        """Position of each token within its sequence, from 0."""
+        position = np.arange(self.tokens, dtype=np.int64) - np.repeat(self.offsets[:-1], self.lengths_B)
+        return torch.from_numpy(position).to(self.device)
+
+    @cached_property
+    def padded_T(self) -> Tensor:
+        """Index of each token in the padded B x S grid, flattened (S = longest)."""
+        return self.sequence_T * self.longest + self.position_T
+
+    @cached_property
+    def equal(self) -> bool:
+        """Whether all sequences have one length, so that packed and padded are the same memory."""
+        return self.size * self.longest == self.tokens
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What embedding mixup reads: word embedding = r * E[ids] + (1 - r) * E[other ids], before position and type.
+
+    ``r``: float32, (B, D) by instance and dimension, (B, 1) by instance, or (T, 1) by token, as ``by_token`` says.
+    """
+
+    other_ids_T: Tensor
+    r: Tensor
+    by_token: bool = False
+
+
+@dataclass(frozen=True)
+class MLMTargets:
+    """What a masked-language criterion predicts: N positions in the packed tokens, their true ids, their language."""
+
+    position_N: Tensor
+    id_N: Tensor
+    language_N: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch. Every field is a function of (seed, epoch, which examples): never of process state.
+
+    Attributes:
+        ids_T: token ids (global vocabulary ids, int64).
+        type_T: segment of each token (0 or 1, int64).
+        layout: where the sequences lie.
+        uid_B: number of the example in its data set (int64); several views of one example share it.
+        view_B: 0 the example as it is in the data; other views (switched, masked) count from 1.
+        label_B: class of the sequence, ``IGNORE`` where a view has none (int64).
+        language_T: language of each token, an index into ``languages`` (int64); code-switching changes it.
+        languages: language codes that ``language_T`` and substitution tables index.
+        special_T: True at [CLS], [SEP] and the like, which are never switched nor masked.
+        corpus_T: index of the token in the data set's flat tokens (-1: none): the key into substitution tables.
+        source_ids_T: ids before code-switching (the same tensor as ``ids_T`` where nothing was switched).
+        mix: what embedding mixup reads, if any.
+        mlm: what a masked-language criterion predicts, if any.
+        epoch, seed: keys of everything random.
+    """
+
+    ids_T: Tensor
+    type_T: Tensor
+    layout: Layout
+    uid_B: Tensor
+    view_B: Tensor
+    label_B: Tensor
+    language_T: Tensor
+    languages: tuple[str, ...]
+    special_T: Tensor
+    corpus_T: Tensor
+    source_ids_T: Tensor
+    seed: int = 0
+    epoch: int = 0
+    mix: Mix | None = None
+    mlm: MLMTargets | None = None
+    log: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Augmenters' figures: name -> (sum, count), for instance ``augment/switch_rate``."""
+
+    def with_(self, **changes: object) -> Batch:
+        """A copy with some fields changed."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device; itself if it is there already."""
+        if self.ids_T.device == device:
+            return self
+        moved: dict[str, Any] = {k: v.to(device) for k, v in self.__dict__.items() if isinstance(v, Tensor)}
+        layout = Layout(self.layout.lengths_B, device)
+        mix = self.mix and replace(self.mix, other_ids_T=self.mix.other_ids_T.to(device), r=self.mix.r.to(device))
+        mlm = self.mlm and MLMTargets(
+            *(t.to(device) for t in (self.mlm.position_N, self.mlm.id_N, self.mlm.language_N))
+        )
+        return replace(self, **moved, layout=layout, mix=mix, mlm=mlm)

@@ -1,0 +1,181 @@
+"""Folders that are written whole or not at all, and verified when they are read.
+
+A checkpoint holds ``model.safetensors``, ``config.json``, the tokenizer, for resuming also ``optimizer.safetensors``
+and ``state.json``, and ``manifest.json`` with the size and SHA-256 of every other file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xsalt.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MANIFEST = "manifest.json"
+MODEL = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+STATE = "state.json"
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Has the system write a file, or the entries of a folder, to the disk."""
+    if os.name == "nt" and path.is_dir():  # folders cannot be opened there
+        return
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside ``path`` whose file takes its place at the end, or vanishes on an error.
+
+    Several processes may write the same file at once: the last one wins.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield new
+        _flush(new)
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yields an empty temporary folder beside ``folder`` that takes its place at the end, or vanishes on an error.
+
+    An existing ``folder`` is replaced; a crash in between leaves it as ``.NAME.old``, where ``recover`` finds it.
+    """
+    folder = Path(os.path.abspath(folder))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    recover(folder)
+    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    try:
+        yield new
+        for path in [p for p in new.rglob("*") if p.is_file()] + [new]:
+            _flush(path)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(new, folder)
+    _flush(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Puts the former folder back if a crash came between moving it away and moving the new one in."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.is_dir() and not folder.exists():
+        os.replace(old, folder)
+    elif old.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def save_checkpoint(
+    folder: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any] | None = None,
+    extra: Callable[[Path], None] | None = None,
+) -> None:
+    """Writes a checkpoint atomically.
+
+    Args:
+        tensors: file name (``model.safetensors`` ...) -> its tensors by name.
+        state: contents of ``state.json``, if any.
+        extra: writes further files (configuration, tokenizer) into the folder that it is given.
+    """
+    from safetensors.torch import save_file
+
+    with atomic_folder(folder) as new:
+        for name, content in tensors.items():
+            save_file({key: value.detach().contiguous() for key, value in content.items()}, new / name)
+        if state is not None:
+            (new / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+        if extra is not None:
+            extra(new)
+        files = sorted(p for p in new.rglob("*") if p.is_file())
+        manifest = {p.relative_to(new).as_posix(): {"size": p.stat().st_size, "sha256": file_sha256(p)} for p in files}
+        (new / MANIFEST).write_text(json.dumps({"files": manifest}, indent=1), encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a JSON file. Raises ``UserError`` that names the file."""
+    try:
+        value = json.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def verify(folder: Path) -> dict[str, str]:
+    """Checks every file of a checkpoint against its manifest; returns name -> SHA-256.
+
+    Raises ``UserError`` that names the first file that is missing, cut short or changed.
+    """
+    files = read_json(folder / MANIFEST).get("files")
+    if not isinstance(files, dict) or not all(
+        isinstance(e, dict) and {"size", "sha256"} <= set(e) for e in files.values()
+    ):
+        raise UserError(f"{folder / MANIFEST}: not the manifest of a checkpoint")
+    for name, entry in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path}: missing from the checkpoint: use another checkpoint")
+        if path.stat().st_size != entry["size"]:
+            raise UserError(
+                f"{path}: has {path.stat().st_size} bytes, the manifest says {entry['size']}: use another checkpoint"
+            )
+        if file_sha256(path) != entry["sha256"]:
+            raise UserError(f"{path}: damaged, its SHA-256 differs from the manifest's: use another checkpoint")
+    return {name: entry["sha256"] for name, entry in files.items()}
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, memory-mapped. Raises ``UserError`` that names a damaged file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: cannot be read as safetensors, is it complete? ({' '.join(str(error).split())})"
+        ) from error
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any] | None]:
+    """Tensors by file name, and the contents of ``state.json`` or None. Verifies the whole folder first."""
+    recover(folder)
+    names = verify(folder)
+    tensors = {name: read_tensors(folder / name) for name in names if name.endswith(".safetensors")}
+    return tensors, read_json(folder / STATE) if STATE in names else None

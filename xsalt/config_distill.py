@@ -1,0 +1,53 @@
+"""Keys of self-augmentation that several components share: ``vocabulary.*`` and ``distill.*``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xsalt.fields import key
+
+BACKENDS = ("auto", "corpus", "wordfreq", "script")
+
+
+@dataclass
+class VocabularyConfig:
+    """Which ids of the tokenizer count as which language. All defaults are assumed: the paper states none."""
+
+    folder: str | None = key(None, "folder that xsalt-vocab wrote: its vocabularies are taken as they are", path=True)
+    backend: str = key(
+        "auto",
+        "corpus: counts in text; wordfreq: that package's lists; script: letters; auto: the first with the language",
+        choices=BACKENDS,
+    )
+    text: str | None = key(None, "folder of plain text for the corpus backend, a file LL.txt a language", path=True)
+    min_count: int = key(5, "occurrences in the text below which a piece is noise", at_least=1)
+    min_frequency: float = key(
+        2e-6, "share of all pieces below which a piece of a word list is noise", at_least=0.0, at_most=1.0
+    )
+    ratio: float = key(
+        1.0,
+        "a piece belongs to a target language if its frequency there is at least so many times the source's",
+        at_least=0.0,
+    )
+    size: int = key(8000, "ids of a language at most, the most frequent ones", at_least=1)
+
+
+@dataclass
+class DistillConfig:
+    """How substitutions are scored. All defaults are assumed: the paper states none."""
+
+    method: str = key(
+        "auto",
+        "mlm: the checkpoint's head; lens: nearest embedding row; auto: mlm where there is a head",
+        choices=("auto", "mlm", "lens"),
+    )
+    layer: int = key(1, "hidden layer that the lens reads, 0 the embeddings' output", at_least=0)
+    temperature: float = key(
+        0.03, "of the lens: its probability is softmax(cosine / temperature) over the language's vocabulary", above=0.0
+    )
+    shortlist: int = key(
+        32,
+        "of the lens: candidates of each source piece and language that are scored in context, 0 scores all",
+        at_least=0,
+    )
+    k: int = key(1, "substitutions kept for a token and language", at_least=1)

@@ -1,0 +1,1 @@
+"""From files to batches: readers, tokenised data sets, batches of similar length."""

@@ -1,0 +1,1 @@
+"""Every language in one run: accuracies, result files, predictions."""

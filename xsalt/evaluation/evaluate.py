@@ -1,0 +1,152 @@
+"""Evaluation of all languages in one run, and the files that it leaves in the run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from xsalt import __version__
+from xsalt.batch import IGNORE
+from xsalt.data.batching import plan_batches
+from xsalt.data.dataset import Dataset
+from xsalt.logging import Progress
+
+EVALUATION_TOKENS = 4096
+"""Tokens in an evaluation batch: large enough for the matrix products, small enough for the attention's memory."""
+
+
+@dataclass(frozen=True)
+class LanguageResult:
+    """Accuracy (a fraction) over n counted rows, and the probabilities of the classes where the task has classes."""
+
+    accuracy: float
+    n: int
+    probability_NC: np.ndarray | None = None
+
+
+@contextmanager
+def evaluation_mode(model: Any, precision: str, device: torch.device) -> Iterator[None]:
+    """No dropout, no gradients, the precision asked for; the training mode is restored after."""
+    was = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            yield
+    finally:
+        model.train(was)
+
+
+def classify(
+    model: Any, dataset: Dataset, precision: str, device: torch.device, progress: Progress | None = None
+) -> np.ndarray:
+    """probability_NC (float32) of every example, in the data set's order."""
+    model.embeddings.word.grow(np.unique(dataset.ids))
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    plan = plan_batches(dataset.lengths, size=None, max_tokens=EVALUATION_TOKENS, seed=0, epoch=0, shuffle=False)
+    with evaluation_mode(model, precision, device):
+        for indices in plan:
+            batch = dataset.batch(indices, seed=0, epoch=0).to(device)
+            hidden = model.encode(model.embed(batch), batch.layout)
+            parts.append((indices, model.classify(hidden, batch.layout).float().softmax(-1).cpu().numpy()))
+            if progress is not None:
+                progress.step(len(indices))
+    classes = parts[0][1].shape[1] if parts else 0
+    probability_NC = np.zeros((len(dataset), classes), dtype=np.float32)
+    for indices, probability in parts:
+        probability_NC[indices] = probability
+    return probability_NC
+
+
+def accuracy_of_labels(
+    model: Any, dataset: Dataset, precision: str, device: torch.device, progress: Progress | None = None
+) -> LanguageResult:
+    """Share of the labelled examples whose most probable class is theirs."""
+    probability_NC = classify(model, dataset, precision, device, progress)
+    counted = dataset.label != IGNORE
+    right = (probability_NC.argmax(-1) == dataset.label) & counted
+    return LanguageResult(float(right.sum() / max(1, counted.sum())), int(counted.sum()), probability_NC)
+
+
+def accuracy_of_tokens(
+    model: Any, criterion: Any, dataset: Dataset, precision: str, device: torch.device, progress: Progress | None = None
+) -> LanguageResult:
+    """Share of the positions picked by a masked-language criterion whose token it predicts, always the same ones."""
+    model.embeddings.word.grow(np.union1d(np.unique(dataset.ids), criterion.vocabulary_ids()))
+    right = counted = 0.0
+    plan = plan_batches(dataset.lengths, size=None, max_tokens=EVALUATION_TOKENS, seed=0, epoch=0, shuffle=False)
+    with evaluation_mode(model, precision, device):
+        for indices in plan:
+            batch = criterion.prepare(dataset.batch(indices, seed=0, epoch=0)).to(device)
+            hidden = model.encode(model.embed(batch), batch.layout, keep=criterion.layers)
+            good, n = criterion(model, hidden, batch).log["accuracy"]
+            right, counted = right + good, counted + n
+            if progress is not None:
+                progress.step(len(indices))
+    return LanguageResult(right / max(1.0, counted), int(counted))
+
+
+def averages(accuracies: Mapping[str, float], source: Sequence[str]) -> dict[str, float | None]:
+    """Macro-averages over languages, with and without the source languages."""
+    others = [value for language, value in accuracies.items() if language not in source]
+    return {
+        "average": float(np.mean(list(accuracies.values()))),
+        "average_without_source": float(np.mean(others)) if others else None,
+    }
+
+
+def versions() -> dict[str, str]:
+    """What made the numbers."""
+    return {
+        "xsalt": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def write_predictions(path: Path, dataset: Dataset, labels: Sequence[str], probability_NC: np.ndarray) -> None:
+    """``uid, gold, predicted``, then a probability column for each label, in the data's order."""
+    rows = ["\t".join(["uid", "gold", "predicted", *labels])]
+    for uid, gold, probability_C in zip(dataset.uids, dataset.label, probability_NC, strict=True):
+        predicted = labels[int(probability_C.argmax())]
+        named = labels[int(gold)] if gold != IGNORE else "-"
+        rows.append("\t".join([uid, named, predicted, *(f"{p:.6f}" for p in probability_C)]))
+    write_text(path, "\n".join(rows) + "\n")
+
+
+def write_results(folder: Path, split: str, results: Mapping[str, Any]) -> None:
+    """``results/SPLIT.json`` and its copy ``results.json``."""
+    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+    write_text(folder / "results" / f"{split}.json", text)
+    write_text(folder / "results.json", text)
+
+
+def table(results: Mapping[str, Any], chance: float | None) -> str:
+    """The result of every language as lines for a terminal; accuracies near chance are flagged."""
+    lines = [f"{results['task']} {results['split']}: {results['measure']} by language (%)"]
+    for language, row in results["languages"].items():
+        # two standard errors of a coin with that chance: below, the model has learnt nothing that shows
+        near = chance is not None and row["accuracy"] <= chance + 2 * (chance * (1 - chance) / max(1, row["n"])) ** 0.5
+        mark = "  (source)" if language in results["source_languages"] else ""
+        lines.append(f"  {language:8s} {100 * row['accuracy']:6.2f}  n={row['n']}{mark}{'  at chance' if near else ''}")
+    lines.append(f"  {'average':8s} {100 * results['average']:6.2f}")
+    if results["average_without_source"] is not None:
+        lines.append(f"  {'without source':15s} {100 * results['average_without_source']:.2f}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Embedding mixup: the reference implementation that every faster one is compared with."""

@@ -1,0 +1,88 @@
+"""What a run says: metrics.jsonl, TensorBoard, a progress bar on a terminal and plain lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+def say(message: str) -> None:
+    """One line to stderr that does not break a progress bar."""
+    tqdm.write(message, file=sys.stderr)
+
+
+class Progress:
+    """Counts steps: a bar on a terminal, else a line now and then (at most one in ``seconds``)."""
+
+    def __init__(self, total: int, what: str, unit: str = "update", start: int = 0, seconds: float = 15.0) -> None:
+        self.what, self.unit, self.total, self.done = what, unit, total, start
+        self.seconds, self._said, self._began, self._start = seconds, time.monotonic(), time.monotonic(), start
+        self._bar = tqdm(total=total, initial=start, desc=what, unit=unit, leave=False) if sys.stderr.isatty() else None
+
+    def step(self, n: int = 1, note: str = "") -> None:
+        self.done += n
+        if self._bar is not None:
+            if note:
+                self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(n)
+        elif time.monotonic() - self._said >= self.seconds:
+            self._said = time.monotonic()
+            speed = (self.done - self._start) / max(1e-9, self._said - self._began)
+            left = (self.total - self.done) / max(speed, 1e-9)
+            say(f"{self.what}: {self.done}/{self.total} {self.unit}s, {left:.0f} s left{'; ' + note if note else ''}")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class RunLog:
+    """Writes ``metrics.jsonl`` and TensorBoard files of a run folder.
+
+    Args:
+        folder: the run folder.
+        resumed_at: updates done before; lines and points that come after are dropped, since they will be written again.
+    """
+
+    def __init__(self, folder: Path, resumed_at: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = folder / "metrics.jsonl"
+        kept: list[str] = []
+        if self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    if json.loads(line)["update"] <= resumed_at:
+                        kept.append(line + "\n")
+                except (ValueError, KeyError, TypeError):  # a line cut by a kill
+                    continue
+        self.path.write_text("".join(kept), encoding="utf-8")
+        self._file = self.path.open("a", encoding="utf-8")
+        purge = {"purge_step": resumed_at + 1} if resumed_at else {}
+        self._board = SummaryWriter(str(folder / "tensorboard"), **purge)
+
+    def update(self, update: int, epoch: float, values: Mapping[str, float]) -> None:
+        """Logs one training update; ``augment/...`` names keep their prefix in TensorBoard, others get ``train/``."""
+        row: dict[str, Any] = {"update": update, "epoch": round(epoch, 4)}
+        for name, value in values.items():
+            tag = name if "/" in name else f"train/{name}"
+            self._board.add_scalar(tag, value, update)
+            row[name.rpartition("/")[2] if name.startswith("augment/") else name] = round(value, 8)
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def scalar(self, tag: str, value: float, update: int) -> None:
+        self._board.add_scalar(tag, value, update)
+
+    def text(self, tag: str, markdown: str, update: int) -> None:
+        self._board.add_text(tag, markdown, update)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()

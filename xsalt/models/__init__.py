@@ -1,0 +1,1 @@
+"""Pretrained encoders: architectures, weights from folders and packages, conversion."""

@@ -1,0 +1,177 @@
+"""Builds the model of a run from its configuration, a pretrained encoder and a tokenizer, and checks that they fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from xsalt import checkpoint
+from xsalt.errors import UserError
+from xsalt.models.base import EncoderModel, ModelConfig, with_dropout
+from xsalt.models.pretrained import Pretrained, checkpoint_config
+from xsalt.nn.encoder import EncoderConfig
+from xsalt.registry import MODELS
+
+if TYPE_CHECKING:
+    from xsalt.text.tokenizer import Tokenizer
+
+
+class Auto:
+    """The architecture of the pretrained checkpoint; from scratch, the one whose tokenizer is used."""
+
+    Config: ClassVar[type] = ModelConfig
+
+
+def build_model(
+    model_config: ModelConfig,
+    pretrained: Pretrained | None,
+    tokenizer: Tokenizer,
+    num_labels: int,
+    dropout: float,
+    mlm_head: bool,
+    seed: int,
+) -> EncoderModel:
+    """A model ready to train: weights from ``pretrained``, new parts drawn from N(0, 0.02**2) with ``seed``.
+
+    A pretrained classifier is taken over if it has as many classes and the same pooling, a pretrained head if one is
+    asked for; ``model.new_parts`` names what is new. The word table is shared with ``pretrained``, never written to.
+
+    Raises ``UserError`` if model name, tokenizer and checkpoint don't fit each other.
+    """
+    cls = _model_class(model_config, pretrained, tokenizer)
+    if pretrained is None:
+        config = _scratch_config(model_config, cls, tokenizer, dropout)
+        table_VD, state = torch.zeros(config.vocab_size, config.hidden_size), {}
+    else:
+        config = with_dropout(pretrained.config, dropout)
+        tokenizer.check_fits(config.vocab_size, pretrained.source)
+        state = pretrained.state()
+        table_VD = state["embeddings.word.weight"]
+    mlm_layer = model_config.mlm_layer
+    if mlm_layer is None and pretrained is not None and pretrained.has_mlm_head:
+        mlm_layer = pretrained.mlm_layer
+    model = cls(
+        config, table_VD, num_labels=num_labels, pooling=model_config.pooling, mlm_head=mlm_head, mlm_layer=mlm_layer
+    )
+    taken = _parts_to_take(model, pretrained, state)
+    if taken:
+        model.load_whole_state(state, taken)
+    parts = [p for p in _parts(model) if p not in taken]
+    if parts:
+        model.initialise(parts, seed)
+    return model
+
+
+def _model_class(model_config: ModelConfig, pretrained: Pretrained | None, tokenizer: Tokenizer) -> type[EncoderModel]:
+    name = model_config.name
+    if name == "auto":
+        name = pretrained.architecture if pretrained is not None else tokenizer.family
+    cls: type[EncoderModel] = MODELS.get(name)
+    if pretrained is not None and cls.architecture != pretrained.architecture:
+        raise UserError(
+            f"--model {name} does not fit {pretrained.source}, which is of the architecture"
+            f" {pretrained.architecture}: use --model auto"
+        )
+    return cls
+
+
+def _scratch_config(
+    model_config: ModelConfig, cls: type[EncoderModel], tokenizer: Tokenizer, dropout: float
+) -> EncoderConfig:
+    for key in ("hidden_size", "layers", "heads", "ffn_size", "max_positions"):
+        if getattr(model_config, key) < 1:
+            raise UserError(f"model.{key}={getattr(model_config, key)} must be at least 1")
+    if model_config.hidden_size % model_config.heads:
+        raise UserError(
+            f"model.hidden_size={model_config.hidden_size} is not a multiple of model.heads={model_config.heads}"
+        )
+    bert = cls.architecture == "bert"
+    return EncoderConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=model_config.hidden_size,
+        layers=model_config.layers,
+        heads=model_config.heads,
+        ffn_size=model_config.ffn_size,
+        max_positions=model_config.max_positions,
+        type_vocab_size=2 if bert else 1,
+        layer_norm_eps=1e-12 if bert else 1e-5,
+        pad_id=tokenizer.pad_id,
+        position_offset=0 if bert else tokenizer.pad_id + 1,
+        dropout=dropout,
+        attention_dropout=dropout,
+    )
+
+
+def _parts(model: EncoderModel) -> list[str]:
+    heads = ["classifier.dense"] if model.num_labels and model.pooling == "first" else []
+    heads += ["classifier.out"] if model.num_labels else []
+    heads += ["mlm_head"] if model.mlm_head is not None else []
+    return ["embeddings", "encoder", *heads]
+
+
+def _parts_to_take(model: EncoderModel, pretrained: Pretrained | None, state: Mapping[str, Tensor]) -> list[str]:
+    if pretrained is None:
+        return []
+    taken = ["embeddings", "encoder"]
+    if pretrained.has_mlm_head and model.mlm_head is not None and model.mlm_layer == pretrained.mlm_layer:
+        taken.append("mlm_head")
+    if model.num_labels and model.pooling == pretrained.pooling:
+        if "classifier.dense.weight" in state:
+            taken.append("classifier.dense")
+        if pretrained.has_classifier and len(state["classifier.out.weight"]) == model.num_labels:
+            taken.append("classifier.out")
+    return taken
+
+
+def rebuild(pretrained: Pretrained) -> EncoderModel:
+    """The model as it was saved, all its heads included (for evaluation, prediction and conversion)."""
+    state = pretrained.state()
+    model = MODELS.get(pretrained.architecture)(
+        pretrained.config,
+        state["embeddings.word.weight"],
+        num_labels=len(pretrained.labels or ()),
+        pooling=pretrained.pooling,
+        mlm_head=pretrained.has_mlm_head,
+        mlm_layer=pretrained.mlm_layer,
+    )
+    if not pretrained.labels:  # a pooler without a classifier
+        state = {name: value for name, value in state.items() if not name.startswith("classifier.")}
+    model.load_whole_state(state)
+    model.eval()
+    assert isinstance(model, EncoderModel)
+    return model
+
+
+def save_model(
+    folder: Path,
+    model: EncoderModel,
+    tokenizer: Tokenizer,
+    labels: tuple[str, ...],
+    optimizer: Mapping[str, Tensor] | None = None,
+    state: Mapping[str, Any] | None = None,
+    extra: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a checkpoint that needs nothing else to be used: weights, configuration, tokenizer.
+
+    Args:
+        labels: names of the classes.
+        optimizer, state: what resuming needs besides, if it is to be possible.
+        extra: further text files, name -> contents.
+    """
+
+    def write(new: Path) -> None:
+        text = json.dumps(checkpoint_config(model, labels), indent=1, ensure_ascii=False)
+        (new / "config.json").write_text(text, encoding="utf-8")
+        tokenizer.save(new)
+        for name, content in (extra or {}).items():
+            (new / name).write_text(content, encoding="utf-8")
+
+    tensors: dict[str, Mapping[str, Tensor]] = {checkpoint.MODEL: model.whole_state()}
+    if optimizer is not None:
+        tensors[checkpoint.OPTIMIZER] = optimizer
+    checkpoint.save_checkpoint(folder, tensors, state, write)

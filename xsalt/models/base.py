@@ -1,0 +1,225 @@
+"""The model that a run trains: encoder, classifier and, where needed, a masked-language-model head.
+
+Shapes: B sequences, T packed tokens, N positions, D width, C classes, V vocabulary.
+
+Names in ``whole_state`` (and so in ``model.safetensors``): ``embeddings.word.weight`` (V, D), ``embeddings.position``
+(position_offset + max_positions, D), ``embeddings.token_type``, ``embeddings.norm.*``; for each layer i from 0
+``encoder.layers.i.``: ``attention.qkv.*`` (query, key and value one below the other, (3D, D)), ``attention.out.*``,
+``attention_norm.*``, ``ffn_in.*``, ``ffn_out.*``, ``ffn_norm.*``; ``classifier.dense.*`` (first-token pooling only),
+``classifier.out.*``; ``mlm_head.dense.*``, ``mlm_head.norm.*``, ``mlm_head.bias`` (V).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from xsalt.batch import Batch, Layout
+from xsalt.errors import UserError
+from xsalt.nn.embedding import Embeddings
+from xsalt.nn.encoder import Encoder, EncoderConfig
+from xsalt.nn.heads import FirstTokenClassifier, MeanClassifier, MLMHead
+
+WORD_TABLE = "embeddings.word.weight"
+POOLINGS = ("first", "mean")
+
+
+@dataclass
+class ModelConfig:
+    """Which model. Sizes count only where training starts from scratch (``pretrained=null``)."""
+
+    name: str = "auto"
+    """``auto`` (the checkpoint's architecture), ``bert`` or ``xlm-roberta``."""
+    hidden_size: int = 256
+    """Width D, a multiple of ``heads``."""
+    layers: int = 4
+    """Transformer layers."""
+    heads: int = 4
+    """Attention heads of a layer."""
+    ffn_size: int = 1024
+    """Width of the feed-forward layer."""
+    max_positions: int = 512
+    """Tokens that a sequence may have."""
+    pooling: str = "first"
+    """What the classifier reads: ``first`` (first token, through a dense layer) or ``mean`` (mean of all tokens)."""
+    mlm_layer: int | None = None
+    """Hidden layer that the masked-language-model head reads, from 0; null is the last."""
+
+
+class EncoderModel(nn.Module):
+    """A BERT-like encoder with its heads; subclasses say what their architecture does differently.
+
+    Args:
+        config: sizes, with the dropout of this run.
+        table_VD: the word table; it may be memory-mapped and is never written to.
+        num_labels: classes of the classifier; 0 for none.
+        pooling: ``first`` or ``mean``.
+        mlm_head: whether to have a masked-language-model head.
+        mlm_layer: the hidden layer that it reads; None is the last.
+
+    Attributes:
+        new_parts: parts that were initialised at random rather than read from a checkpoint.
+    """
+
+    Config: ClassVar[type] = ModelConfig
+    architecture: ClassVar[str]
+    drops_classifier_input: ClassVar[bool]
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        table_VD: Tensor,
+        *,
+        num_labels: int = 0,
+        pooling: str = "first",
+        mlm_head: bool = False,
+        mlm_layer: int | None = None,
+    ) -> None:
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise UserError(f"model.pooling={pooling!r} is not one of {', '.join(POOLINGS)}")
+        if mlm_layer is not None and not 0 <= mlm_layer <= config.layers:
+            raise UserError(f"model.mlm_layer={mlm_layer}: the encoder has hidden layers 0 to {config.layers}")
+        self.config = config
+        self.pooling = pooling
+        self.num_labels = num_labels
+        self.mlm_layer = config.layers if mlm_layer is None else mlm_layer
+        self.new_parts: tuple[str, ...] = ()
+        D = config.hidden_size
+        self.embeddings = Embeddings(config, table_VD)
+        self.encoder = Encoder(config)
+        self.classifier: FirstTokenClassifier | MeanClassifier | None = None
+        if num_labels and pooling == "first":
+            self.classifier = FirstTokenClassifier(D, num_labels, config.dropout, self.drops_classifier_input)
+        elif num_labels:
+            self.classifier = MeanClassifier(D, num_labels, config.dropout)
+        self.mlm_head = MLMHead(D, config.vocab_size, config.layer_norm_eps) if mlm_head else None
+
+    def embed(self, batch: Batch) -> Tensor:
+        """x_TD, with word rows mixed where the batch carries a mix. Raises ``UserError`` for sequences too long."""
+        embedded_TD: Tensor = self.embeddings(batch)
+        return embedded_TD
+
+    def encode(
+        self, x_TD: Tensor, layout: Layout, keep: Sequence[int] = (), last: int | None = None
+    ) -> dict[int, Tensor]:
+        """Layer number -> h_TD for the layers in ``keep`` (0: embeddings) and the last one, or ``last``."""
+        hidden: dict[int, Tensor] = self.encoder(x_TD, layout, keep, last)
+        return hidden
+
+    def classify(self, hidden: Mapping[int, Tensor], layout: Layout) -> Tensor:
+        """logits_BC, float32. Raises ``RuntimeError`` if the model was built without labels."""
+        if self.classifier is None:
+            raise RuntimeError("this model has no classifier: it was built with num_labels=0")
+        logits_BC: Tensor = self.classifier(hidden[self.config.layers], layout)
+        return logits_BC
+
+    def mlm_transform(self, h_ND: Tensor) -> Tensor:
+        """What ``mlm_logits`` multiplies with the word rows, (N, D). Raises ``RuntimeError`` without a head."""
+        if self.mlm_head is None:
+            raise RuntimeError("this model has no masked-language-model head: build it with mlm_head=True")
+        transformed_ND: Tensor = self.mlm_head(h_ND)
+        return transformed_ND
+
+    def mlm_logits(self, h_ND: Tensor, ids_V: Tensor | None = None) -> Tensor:
+        """Logits of the ids asked for (None: the whole vocabulary), float32 of shape (N, V)."""
+        transformed_ND = self.mlm_transform(h_ND)
+        assert self.mlm_head is not None
+        word = self.embeddings.word
+        if ids_V is None and len(word.active_ids) == word.vocab_size:
+            return self.mlm_head.decode(transformed_ND, word.trainable_weight(), None)
+        if ids_V is None:
+            ids_V = torch.arange(word.vocab_size, device=h_ND.device)
+        return self.mlm_head.decode(transformed_ND, word.rows(ids_V), ids_V)
+
+    def whole_state(self) -> dict[str, Tensor]:
+        """All weights by name, on the CPU, the word table whole.
+
+        They may share memory with the model: do not write to them.
+        """
+        state = {name: value.detach().cpu() for name, value in self.state_dict().items() if name != WORD_TABLE}
+        return {WORD_TABLE: self.embeddings.word.export(), **state}
+
+    @torch.no_grad()
+    def load_whole_state(self, state: Mapping[str, Tensor], parts: Sequence[str] = ()) -> None:
+        """Reads weights as ``whole_state`` gives them.
+
+        Args:
+            parts: only these (``embeddings``, ``encoder``, ``classifier``, ``classifier.dense``, ``mlm_head``);
+                () is all.
+
+        Raises ``UserError`` that names missing, unexpected and misshapen tensors.
+        """
+        mine = dict(self.named_parameters())
+        if parts:
+            prefixes = tuple(f"{part}." for part in parts)
+            mine = {name: value for name, value in mine.items() if name.startswith(prefixes)}
+            state = {name: value for name, value in state.items() if name.startswith(prefixes)}
+        shapes = {name: tuple(value.shape) for name, value in mine.items()}
+        if WORD_TABLE in shapes:
+            shapes[WORD_TABLE] = (self.embeddings.word.vocab_size, self.embeddings.word.width)
+        check_names_and_shapes(shapes, {name: tuple(value.shape) for name, value in state.items()}, "the model's state")
+        for name, value in mine.items():
+            if name == WORD_TABLE:
+                self.embeddings.word.load(state[name])
+            else:
+                value.copy_(state[name])
+
+    @torch.no_grad()
+    def initialise(self, parts: Sequence[str], seed: int) -> None:
+        """Draws the weights of these parts anew: matrices from N(0, 0.02**2), biases 0, LayerNorm scales 1.
+
+        Each tensor has a stream of its own, so that a new part never depends on which others are new.
+        """
+        wanted = [
+            (name, value) for name, value in self.named_parameters() if name.startswith(tuple(f"{p}." for p in parts))
+        ]
+        for name, value in wanted:
+            if name == WORD_TABLE:  # may be shared with whoever gave it
+                value = self.embeddings.word.weight
+                value.data = torch.empty_like(value)
+            generator = torch.Generator().manual_seed(_stream(seed, name))
+            if name.endswith("norm.weight"):
+                value.fill_(1.0)
+            elif name.endswith("bias"):
+                value.zero_()
+            else:
+                value.copy_(torch.empty(value.shape, dtype=value.dtype).normal_(0.0, 0.02, generator=generator))
+        self.new_parts = (*self.new_parts, *parts)
+
+
+def _stream(seed: int, name: str) -> int:
+    import zlib
+
+    return (seed * 0x9E3779B97F4A7C15 + zlib.crc32(name.encode())) & 0x7FFFFFFFFFFFFFFF
+
+
+def with_dropout(config: EncoderConfig, dropout: float) -> EncoderConfig:
+    """The configuration with another dropout, in hidden layers and attention alike."""
+    return replace(config, dropout=dropout, attention_dropout=dropout)
+
+
+def check_names_and_shapes(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    """Raises ``UserError`` that names the tensors that are missing, unexpected or misshapen."""
+    faults = []
+    if missing := sorted(set(expected) - set(found)):
+        faults.append(f"missing tensors: {_some(missing)}")
+    if extra := sorted(set(found) - set(expected)):
+        faults.append(f"unexpected tensors: {_some(extra)}")
+    wrong = sorted(n for n in set(expected) & set(found) if tuple(expected[n]) != tuple(found[n]))
+    if wrong:
+        faults.append(
+            "misshapen tensors: " + _some([f"{n} is {list(found[n])}, expected {list(expected[n])}" for n in wrong])
+        )
+    if faults:
+        raise UserError(f"{where}: {'; '.join(faults)}")
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

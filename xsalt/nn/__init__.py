@@ -1,0 +1,1 @@
+"""Layers of the encoder: no configuration files, no registry."""

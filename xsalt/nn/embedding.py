@@ -1,0 +1,196 @@
+"""Embeddings, with a word table of which only the rows that a run touches are trained.
+
+Shapes: V vocabulary, A active rows, D width, T packed tokens, N ids.
+
+Ids are global everywhere else; this file alone knows that a run on English NLI touches some tens of thousands of
+the 250,037 rows of a multilingual table. A row that no batch touches gets a zero gradient: under AdamW with decoupled
+weight decay it only shrinks by (1 - lr * wd) at each update. That product is kept as one number and applied when the
+row is read, so the mathematics is that of the dense table at a fraction of its cost.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xsalt.batch import Batch
+from xsalt.errors import UserError
+from xsalt.kernels.reference import mix_rows
+from xsalt.nn.dropout import KeyedDropout
+from xsalt.nn.encoder import EncoderConfig
+
+
+class ActiveRows(nn.Module):
+    """A word table behind its active rows.
+
+    Args:
+        table_VD: the whole table; it may be memory-mapped, and it is never written to.
+
+    Attributes:
+        weight: the trainable rows, (A, D) after ``prepare``; the whole table (V, D) before it.
+        active_ids: their ids, sorted.
+        decay: product of the decay factors that rows outside have missed since ``prepare``.
+    """
+
+    def __init__(self, table_VD: Tensor) -> None:
+        super().__init__()
+        self._base_VD = table_VD.detach()
+        self._owned = False
+        self.weight = nn.Parameter(self._base_VD)
+        self.active_ids: npt.NDArray[np.int64] = np.arange(len(table_VD), dtype=np.int64)
+        self.decay = 1.0
+        self._grown_ids: npt.NDArray[np.int64] = np.empty(0, np.int64)
+        self.register_buffer("_grown_GD", torch.empty(0, table_VD.shape[1], dtype=table_VD.dtype), persistent=False)
+        self._grown_GD: Tensor
+        self.register_buffer("_row_V", None, persistent=False)
+        self._row_V: Tensor | None  # id -> row; rows from A on are grown ones, -1 is none; None: id and row are one
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._base_VD)
+
+    @property
+    def width(self) -> int:
+        return int(self._base_VD.shape[1])
+
+    def prepare(self, ids: npt.NDArray[np.integer]) -> None:
+        """Leaves only these ids trainable. Call it before the optimizer is made, with the same ids on all ranks.
+
+        Raises ``ValueError`` for an id outside of the vocabulary.
+        """
+        wanted = np.unique(np.asarray(ids, dtype=np.int64))
+        if len(wanted) == 0 or wanted[0] < 0 or wanted[-1] >= self.vocab_size:
+            raise ValueError(f"active ids must lie in 0..{self.vocab_size - 1}; got {len(wanted)} ids")
+        table_VD = self.export()
+        device = self.weight.device
+        self._base_VD, self.decay = table_VD, 1.0
+        rows_AD = table_VD.index_select(0, torch.from_numpy(wanted))
+        self.weight = nn.Parameter(rows_AD.to(device), requires_grad=self.weight.requires_grad)
+        self._owned = True
+        self.active_ids = wanted
+        self._grown_ids = np.empty(0, np.int64)
+        self._index_rows()
+
+    def grow(self, ids: npt.NDArray[np.integer]) -> None:
+        """Lets these ids be read too, frozen (for evaluation in languages that training never sees)."""
+        if self._row_V is None:
+            return
+        outside = np.setdiff1d(np.asarray(ids, dtype=np.int64), self.active_ids)
+        grown = np.union1d(self._grown_ids, outside)
+        if len(grown) == len(self._grown_ids):
+            return
+        if grown[0] < 0 or grown[-1] >= self.vocab_size:
+            raise ValueError(f"ids must lie in 0..{self.vocab_size - 1}")
+        self._grown_ids = grown
+        self._index_rows()
+
+    def _index_rows(self) -> None:
+        row_V = np.full(self.vocab_size, -1, dtype=np.int64)
+        row_V[self.active_ids] = np.arange(len(self.active_ids))
+        row_V[self._grown_ids] = len(self.active_ids) + np.arange(len(self._grown_ids))
+        device = self.weight.device
+        self._row_V = torch.from_numpy(row_V).to(device)
+        self._grown_GD = self._base_VD.index_select(0, torch.from_numpy(self._grown_ids)).to(device)
+
+    def decay_untouched(self, factor: float) -> None:
+        """Decays all rows outside the active ones by ``factor`` = 1 - lr * weight decay. Call it at each update."""
+        self.decay *= factor
+
+    def row_numbers(self, ids_N: Tensor, trainable: bool) -> Tensor:
+        """Rows of these ids in ``weight``; with ``trainable`` false, grown rows too, counted on from A.
+
+        Raises ``KeyError`` for an id that is neither active nor grown.
+        """
+        if self._row_V is None:
+            return ids_N
+        row_N = self._row_V[ids_N]
+        limit = len(self.active_ids) if trainable else len(self.active_ids) + len(self._grown_ids)
+        if row_N.device.type != "cpu":  # no waiting for the device
+            torch._assert_async(((row_N >= 0) & (row_N < limit)).all(), "a token id is not among the active rows")
+        elif len(row_N) and (int(row_N.min()) < 0 or int(row_N.max()) >= limit):
+            missing = sorted({int(i) for i in ids_N[(row_N < 0) | (row_N >= limit)]})
+            kind = "trainable" if trainable else "active or grown"
+            raise KeyError(
+                f"{len(missing)} token ids are not {kind}, for instance {missing[:5]}: give them to prepare() or grow()"
+            )
+        return row_N
+
+    def trainable_weight(self) -> Tensor:
+        """``weight``, made a private copy first if it still is the table that was given and may be trained now."""
+        if not self._owned and self.weight.requires_grad and torch.is_grad_enabled():
+            self.weight.data = self.weight.data.clone()
+            self._owned = True
+        return self.weight
+
+    def rows(self, ids_N: Tensor) -> Tensor:
+        """rows_ND of active or grown ids, differentiable in the active ones."""
+        weight_AD = self.trainable_weight()
+        row_N = self.row_numbers(ids_N, trainable=False)
+        if self._row_V is None or len(self._grown_ids) == 0:
+            return F.embedding(row_N, weight_AD)
+        A = len(self.active_ids)
+        outside_N = row_N >= A
+        rows_ND = F.embedding(row_N.clamp(max=A - 1), weight_AD)
+        grown_ND = F.embedding((row_N - A).clamp(min=0), self._grown_GD) * self.decay
+        return torch.where(outside_N[:, None], grown_ND, rows_ND)
+
+    def export(self) -> Tensor:
+        """table_VD on the CPU, with the decay of untouched rows applied.
+
+        It may be the table that was given: do not write to it.
+        """
+        if self._row_V is None:
+            return self.weight.detach().cpu()
+        table_VD = self._base_VD * self.decay if self.decay != 1.0 else self._base_VD.clone()
+        return table_VD.index_copy_(0, torch.from_numpy(self.active_ids), self.weight.detach().cpu())
+
+    @torch.no_grad()
+    def load(self, table_VD: Tensor) -> None:
+        """The reverse of ``export``: takes over a whole table and keeps which rows are active."""
+        if table_VD.shape != self._base_VD.shape:
+            raise ValueError(f"word table of shape {tuple(table_VD.shape)}, expected {tuple(self._base_VD.shape)}")
+        self._base_VD, self.decay = table_VD.detach(), 1.0
+        if self._row_V is None:
+            self.weight.data = self._base_VD.to(self.weight.device, self.weight.dtype)
+            self._owned = False
+            return
+        self.weight.copy_(self._base_VD.index_select(0, torch.from_numpy(self.active_ids)))
+        self._index_rows()
+
+
+class Embeddings(nn.Module):
+    """LayerNorm(word + position + type), dropout; word rows are mixed where the batch carries a mix."""
+
+    def __init__(self, config: EncoderConfig, table_VD: Tensor) -> None:
+        super().__init__()
+        D = config.hidden_size
+        self.max_positions = config.max_positions
+        self.position_offset = config.position_offset
+        self.word = ActiveRows(table_VD)
+        self.position = nn.Parameter(torch.empty(config.max_positions + config.position_offset, D))
+        self.token_type = nn.Parameter(torch.empty(config.type_vocab_size, D))
+        self.norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
+        self.dropout = KeyedDropout(config.dropout, "embeddings")
+
+    def forward(self, batch: Batch) -> Tensor:
+        """x_TD. Raises ``UserError`` for a sequence longer than the position table."""
+        layout = batch.layout
+        if layout.longest > self.max_positions:
+            raise UserError(
+                f"a sequence has {layout.longest} tokens, but the model reads at most {self.max_positions}:"
+                f" set max_length={self.max_positions}"
+            )
+        if batch.mix is None:
+            word_TD = self.word.rows(batch.ids_T)
+        else:
+            both = [self.word.row_numbers(ids_T, trainable=True) for ids_T in (batch.ids_T, batch.mix.other_ids_T)]
+            r_row_T = None if batch.mix.by_token else layout.sequence_T
+            word_TD = mix_rows(self.word.trainable_weight(), both[0], both[1], batch.mix.r, r_row_T)
+        position_TD = F.embedding(layout.position_T + self.position_offset, self.position)
+        # A model with a single type adds it to every token whatever the segment is (XLM-R).
+        type_TD = F.embedding(batch.type_T, self.token_type) if len(self.token_type) > 1 else self.token_type
+        embedded_TD: Tensor = self.dropout(self.norm(word_TD + position_TD + type_TD))
+        return embedded_TD

@@ -1,0 +1,1 @@
+"""Which data, which columns, which labels: one file a task."""

@@ -1,0 +1,91 @@
+"""Every language after training, or by ``xsalt-eval``: the result files, TensorBoard's averages, the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xsalt.evaluation.evaluate import (
+    LanguageResult,
+    accuracy_of_labels,
+    accuracy_of_tokens,
+    averages,
+    table,
+    versions,
+    write_predictions,
+    write_results,
+)
+from xsalt.logging import Progress, RunLog, say
+
+if TYPE_CHECKING:
+    from xsalt.training.run import Setup
+    from xsalt.training.trainer import State
+
+
+def evaluate_languages(
+    setup: Setup,
+    model: Any,
+    criterions: dict[str, Any],
+    folder: Path,
+    state: State | None,
+    checkpoint: str = "best",
+) -> dict[str, Any]:
+    """Evaluates ``eval.split`` in the source and all target languages; prints the table and returns the results."""
+    config = setup.config
+    options, split = config.train, config.train.eval.split
+    available = setup.task.languages(split)
+    languages = [language for language in setup.languages if language in available]
+    datasets = {language: setup.read(split, [language]) for language in languages}
+    progress = Progress(sum(len(dataset) for dataset in datasets.values()), f"evaluating {split}", unit="example")
+    by_label = bool(setup.task.labels) and any(getattr(c, "needs_labels", False) for c in criterions.values())
+    found: dict[str, LanguageResult] = {}
+    for language, dataset in datasets.items():
+        if by_label:
+            found[language] = accuracy_of_labels(model, dataset, setup.precision, setup.device, progress)
+            probability_NC = found[language].probability_NC
+            assert probability_NC is not None
+            write_predictions(
+                folder / "predictions" / f"{split}-{language}.tsv", dataset, setup.task.labels, probability_NC
+            )
+        else:
+            criterion = next(iter(criterions.values()))
+            row = accuracy_of_tokens(model, criterion, dataset, setup.precision, setup.device, progress)
+            if row.n:
+                found[language] = row
+            else:
+                say(
+                    f"warning: {language} has no token that a criterion predicts: it has no vocabulary, see xsalt-vocab"
+                )
+    progress.close()
+    results: dict[str, Any] = {
+        "task": config.task,
+        "split": split,
+        "seed": options.seed,
+        "source_language": ",".join(setup.source),
+        "source_languages": list(setup.source),
+        "measure": "label accuracy" if by_label else "accuracy of the predicted tokens",
+        "languages": {language: {"accuracy": row.accuracy, "n": row.n} for language, row in found.items()},
+        **averages({language: row.accuracy for language, row in found.items()}, setup.source),
+        "checkpoint": checkpoint,
+        "config_hash": config.hash,
+        "precision": setup.precision,
+        "skipped": dict(setup.task.skipped),
+        "versions": versions(),
+    }
+    if state is not None:
+        results["train"] = {
+            "updates": state.update,
+            "examples": state.examples,
+            "wall_s": round(state.wall_s, 3),
+            "pairs_per_s": round(state.steady_examples / state.steady_s, 3) if state.steady_s else None,
+            "best_update": state.best_update,
+        }
+        log = RunLog(folder, state.update)
+        for language, row in found.items():
+            log.scalar(f"{split}/accuracy/{language}", row.accuracy, state.update)
+        log.scalar(f"{split}/average", results["average"], state.update)
+        log.close()
+    write_results(folder, split, results)
+    setup.tell_skipped()
+    print(table(results, 1 / len(setup.task.labels) if by_label else None))
+    return results

@@ -1,0 +1,375 @@
+"""From a configuration to objects, and from objects to a run folder: what ``xsalt-train`` does, in order."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from xsalt import distributed
+from xsalt.config import Composed, cache_dir, component_class, component_config
+from xsalt.data.dataset import Dataset, Example, tokenise
+from xsalt.data.substitutions import SubstitutionTable
+from xsalt.distill import ensure_table
+from xsalt.errors import UserError
+from xsalt.evaluation.evaluate import accuracy_of_labels, accuracy_of_tokens
+from xsalt.logging import say
+from xsalt.models.auto import build_model, rebuild
+from xsalt.models.pretrained import Pretrained, open_pretrained
+from xsalt.nn.precision import bf16_is_native
+from xsalt.optim.adamw import make_adamw
+from xsalt.protocols import Needs
+from xsalt.registry import REGISTRIES
+from xsalt.text.language_vocab import LanguageVocabularies, build_vocabularies
+from xsalt.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from xsalt.training.report import evaluate_languages
+from xsalt.training.resume import Checkpoints
+from xsalt.training.show import show_batch
+from xsalt.training.step import TrainStep
+from xsalt.training.trainer import Interrupted, Trainer
+
+DEFAULT_VOCABULARY = 8000
+"""Pieces of a tokenizer that is trained on the data, for ``pretrained=null`` without ``tokenizer``."""
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one. Raises ``UserError`` if CUDA is asked for and absent."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: this machine has no CUDA device: use device=cpu or device=auto")
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """``auto`` is bf16 where the device has bfloat16 instructions; others emulate them, 100 times slower."""
+    native = bf16_is_native(device.type)
+    if name == "bf16" and not native:
+        say("warning: precision=bf16: this processor has no bfloat16 instructions, float32 is much faster on it")
+    return name if name != "auto" else "bf16" if native else "fp32"
+
+
+def default_lr(width: int) -> float:
+    """Highest learning rate by the encoder's width (*assumed*): small encoders take larger steps."""
+    return 8e-5 if width <= 512 else 3e-5 if width <= 768 else 1e-5
+
+
+@dataclass
+class Setup:
+    """What training, evaluation and distillation have in common: data, languages, tokenizer, weights."""
+
+    config: Composed
+    task: Any
+    source: tuple[str, ...]
+    languages: tuple[str, ...]
+    """Source languages first, then the targets."""
+    pretrained: Pretrained | None
+    tokenizer: Tokenizer
+    cache: Path
+    device: torch.device
+    precision: str
+    _examples: dict[tuple[str, str], list[Example]] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def open(cls, config: Composed) -> Setup:
+        """Finds the data and the tokenizer; reads no weights yet."""
+        train = config.train
+        device = pick_device(train.device)
+        cache = cache_dir()
+        task = config.build("task", config.task, train.data.root, train.data.on_error)
+        source = tuple(train.source)
+        known = task.languages(train.eval.split)
+        targets = train.languages if train.languages is not None else known
+        for language in targets:
+            if language not in known:
+                split = train.eval.split
+                raise UserError(
+                    f"languages: the {split} split of {task.where} has no {language!r}; it has {', '.join(known)}"
+                )
+        languages = (*source, *(language for language in targets if language not in source))
+        pretrained = open_pretrained(train.pretrained, cache) if train.pretrained else None
+        setup = cls(
+            config,
+            task,
+            source,
+            languages,
+            pretrained,
+            _no_tokenizer,
+            cache,
+            device,
+            pick_precision(train.precision, device),
+        )
+        setup.tokenizer = setup._find_tokenizer()
+        return setup
+
+    def _find_tokenizer(self) -> Tokenizer:
+        train = self.config.train
+        if train.tokenizer:
+            return load_tokenizer(Path(train.tokenizer))
+        if self.pretrained is not None:
+            return self.pretrained.tokenizer()
+        say(f"training a tokenizer of {DEFAULT_VOCABULARY} pieces on the training data")
+        rows = [row for examples in self.read_train().values() for row in examples]
+        texts = [text for row in rows for text in (row.first, row.second) if text]
+        return train_tokenizer(texts, DEFAULT_VOCABULARY, train.seed)
+
+    def read_train(self) -> dict[str, list[Example]]:
+        """Training examples of each source language, at most ``data.max_train`` of each."""
+        data = self.config.train.data
+        if data.train:
+            examples = self.task.read_files(data.train, self.source)
+        else:
+            examples = {language: self.task.read("train", language) for language in self.source}
+        most = data.max_train
+        return {language: rows[:most] for language, rows in examples.items()}
+
+    def tell_skipped(self) -> None:
+        """Says which rows were left out so far and why; nothing is dropped silently."""
+        for reason, count in self.task.skipped.items():
+            say(f"skipped {count} rows: {reason}")
+        for message in self.task.log.messages:
+            say(f"  {message}")
+
+    def tokenise(self, examples: dict[str, list[Example]]) -> Dataset:
+        return tokenise(examples, self.tokenizer, self.config.train.max_length, self.languages, self.cache)
+
+    def read(self, split: str, languages: Sequence[str]) -> Dataset:
+        """A split in some languages, tokenised. Each file is read once, so that its skipped rows are counted once."""
+        for language in languages:
+            if (split, language) not in self._examples:
+                self._examples[split, language] = self.task.read(split, language)
+        return self.tokenise({language: self._examples[split, language] for language in languages})
+
+    def model(self, num_labels: int, mlm_head: bool) -> Any:
+        """The encoder with its heads, on the device; ``init_parts`` come from ``init_from`` if there is one."""
+        train = self.config.train
+        model_config = component_config(
+            REGISTRIES["model"], self.config.model, self.config.node("model", self.config.model)
+        )
+        model = build_model(
+            model_config, self.pretrained, self.tokenizer, num_labels, train.dropout, mlm_head, train.seed
+        )
+        if train.init_from:
+            other = open_pretrained(train.init_from, self.cache)
+            if other.tokenizer().fingerprint != self.tokenizer.fingerprint:
+                name = train.init_from
+                raise UserError(f"init_from={name}: has another tokenizer than this run: use pretrained={name}")
+            state = other.state()
+            for part in train.init_parts:
+                if not any(name.startswith(f"{part}.") for name in state):
+                    raise UserError(f"init_parts: {train.init_from} has no {part}: leave it out")
+            parts = [*train.init_parts, *(["embeddings"] if "encoder" in train.init_parts else [])]
+            model.load_whole_state(state, parts)
+        return model.to(self.device)
+
+    def needs(self, model: Any, train: Dataset | None) -> Needs:
+        """What augmenters and criterions are built with."""
+        return Needs(
+            model=model,
+            tokenizer=self.tokenizer,
+            train=train,
+            languages=self.languages,
+            source=self.source,
+            cache=self.cache,
+            device=str(self.device),
+            precision=self.precision,
+            alone=len(self.config.criterions) == 1,
+            augmenters=self.config.augmenters,
+        )
+
+
+_no_tokenizer: Any = None
+
+
+def train(config: Composed) -> int:
+    """Trains, evaluates every language, and leaves a run folder. Returns the exit code."""
+    checkpoints = Checkpoints(config.run, config)
+    if not config.train.dry_run and checkpoints.finished():
+        say(f"{config.run}: this run is finished; its results are in {config.run / 'results.json'}")
+        return 0
+    setup = Setup.open(config)
+    torch.manual_seed(config.train.seed)
+    checkpoints.tokenizer, checkpoints.labels = setup.tokenizer, tuple(setup.task.labels)
+    trainer, criterions = prepare(setup, checkpoints)
+    if config.train.dry_run:
+        describe(setup, trainer)
+        return 0
+    checkpoints.claim()
+    state = checkpoints.resume(trainer)
+    try:
+        state = trainer.fit(state)
+    except Interrupted as interrupted:
+        return interrupted.exit_code
+    checkpoint = checkpoints.load_best(trainer.step.model)
+    evaluate_languages(setup, trainer.step.model, criterions, config.run, state, checkpoint)
+    return 0
+
+
+def evaluate(config: Composed, path: Path) -> int:
+    """What ``xsalt-eval`` does: a run, a checkpoint or a Hugging Face folder on ``eval.split``, in every language."""
+    is_run = (path / "config.yaml").exists()
+    folder = path if is_run else Path(config.train.run or f"runs/eval-{path.name}")
+    setup = Setup.open(config.with_changes(pretrained=str(path), tokenizer=None))
+    pretrained = setup.pretrained
+    assert pretrained is not None
+    labels = tuple(setup.task.labels)
+    classes = {name: component_class(REGISTRIES["criterion"], name) for name in config.criterions}
+    model = rebuild(pretrained).to(setup.device)
+    if labels and any(getattr(cls, "needs_labels", False) for cls in classes.values()):
+        if pretrained.labels is None:
+            raise UserError(f"{path}: has no classifier to evaluate: train one with xsalt-train pretrained={path}")
+        reorder_classes(model, pretrained.labels, labels, str(path))
+    checkpoints = Checkpoints(folder, config)
+    needs = with_augmentation(setup, setup.needs(model, None), classes)
+    criterions = {name: config.build("criterion", name, needs) for name in config.criterions}
+    setup.config = config
+    evaluate_languages(
+        setup, model, criterions, folder, checkpoints.state() if is_run else None, Path(pretrained.source).name
+    )
+    return 0
+
+
+def reorder_classes(model: Any, given: Sequence[str], wanted: Sequence[str], where: str) -> None:
+    """Puts the classifier's rows into the task's order of labels. Raises ``UserError`` if the classes are others."""
+    unnamed = all(label.startswith("LABEL_") for label in given)
+    if len(given) != len(wanted) or (not unnamed and {g.lower() for g in given} != {w.lower() for w in wanted}):
+        raise UserError(f"{where}: its classes are {', '.join(given)}; the task's are {', '.join(wanted)}")
+    if unnamed:
+        say(f"warning: {where} does not name its classes: taken to be {', '.join(wanted)}, in this order")
+        return
+    order = torch.tensor([[g.lower() for g in given].index(w.lower()) for w in wanted])
+    out = model.classifier.out
+    with torch.no_grad():
+        out.weight.copy_(out.weight[order].clone())
+        out.bias.copy_(out.bias[order].clone())
+
+
+def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, Any]]:
+    """Everything that the loop works with."""
+    config, options = setup.config, setup.config.train
+    examples = setup.read_train()
+    if not any(examples.values()):
+        raise UserError(f"{setup.task.where}: no training examples")
+    dataset = setup.tokenise(examples)
+    classes = {name: component_class(REGISTRIES["criterion"], name) for name in config.criterions}
+    labelled = any(getattr(cls, "needs_labels", False) for cls in classes.values())
+    if labelled and not setup.task.labels:
+        names = ", ".join(name for name, cls in classes.items() if getattr(cls, "needs_labels", False))
+        raise UserError(f"criterion {names} needs labels, and task {config.task!r} has none: use target_language_mlm")
+    needs_head = any(getattr(cls, "needs_mlm_head", False) for cls in classes.values())
+    model = setup.model(len(setup.task.labels), needs_head)
+
+    needs = setup.needs(model, dataset)
+    needs = with_augmentation(setup, needs, classes)
+    augmenters = [config.build("augmenter", name, needs) for name in config.augmenters]
+    criterions = {name: config.build("criterion", name, needs) for name in config.criterions}
+
+    ids = [np.unique(dataset.ids), np.array(sorted(setup.tokenizer.special_ids))]
+    ids += [component.vocabulary_ids() for component in (*augmenters, *criterions.values())]
+    model.embeddings.word.prepare(np.unique(np.concatenate([np.asarray(part, dtype=np.int64) for part in ids])))
+
+    optim = options.optim
+    lr = optim.lr if optim.lr is not None else default_lr(model.config.hidden_size)
+    options = dataclasses.replace(options, optim=dataclasses.replace(optim, lr=lr), epochs=options.epoch_limit)
+    optimizer = make_adamw(
+        model, lr=lr, weight_decay=optim.weight_decay, betas=(optim.beta1, optim.beta2), eps=optim.eps
+    )
+    trainer = Trainer(
+        config=options,
+        step=TrainStep(model, criterions, setup.precision, augmenters),
+        optimizer=optimizer,
+        train=dataset,
+        augmenters=augmenters,
+        folder=checkpoints.run,
+        device=setup.device,
+        evaluate=source_score(setup, model, criterions),
+        save=lambda name, state: checkpoints.save(name, model, optimizer, state),
+        show=lambda batch: show_batch(batch, setup.tokenizer),
+    )
+    return trainer, criterions
+
+
+def with_augmentation(setup: Setup, needs: Needs, criterions: Mapping[str, Any]) -> Needs:
+    """Adds what components ask for: language vocabularies, and the substitution table, which is built on first use."""
+    config, options = setup.config, setup.config.train
+    tabled = needs.train is not None and any(
+        getattr(component_class(REGISTRIES["augmenter"], name), "needs_table", False) for name in config.augmenters
+    )
+    if not tabled and not any(getattr(cls, "needs_vocabularies", False) for cls in criterions.values()):
+        return needs
+    vocabularies = build_vocabularies(setup.tokenizer, setup.languages, setup.source, options.vocabulary, setup.cache)
+    needs = dataclasses.replace(needs, vocabularies=vocabularies)
+    if not tabled:
+        return needs
+    table = substitution_table(setup, cast(Dataset, needs.train), vocabularies, needs.model)
+    return dataclasses.replace(needs, table=table)
+
+
+def substitution_table(
+    setup: Setup, dataset: Dataset, vocabularies: LanguageVocabularies, model: Any = None
+) -> SubstitutionTable:
+    """A data set's substitutions, scored by the pretrained model as it is (from scratch: by ``model``)."""
+    pretrained = setup.pretrained
+
+    def scorer() -> Any:
+        """The model before any fine-tuning, with all rows readable."""
+        if pretrained is not None:
+            return rebuild(pretrained).to(setup.device)
+        return setup.model(0, mlm_head=False) if model is None else model
+
+    return ensure_table(
+        scorer,
+        pretrained.fingerprint if pretrained else None,
+        pretrained is not None and pretrained.has_mlm_head,
+        setup.tokenizer,
+        dataset,
+        setup.languages,
+        setup.source,
+        vocabularies,
+        setup.config.train.distill,
+        setup.cache,
+    )
+
+
+def source_score(setup: Setup, model: Any, criterions: dict[str, Any]) -> Any:
+    """The score that chooses the checkpoint: accuracy on the *source* languages' dev set. None if the data has none."""
+    languages = [language for language in setup.source if language in setup.task.languages("dev")]
+    if not languages:
+        say(f"warning: {setup.task.where} has no dev split in {', '.join(setup.source)}: the last checkpoint is kept")
+        return None
+    dataset = setup.read("dev", languages)
+    if setup.task.labels and any(getattr(criterion, "needs_labels", False) for criterion in criterions.values()):
+        return lambda: accuracy_of_labels(model, dataset, setup.precision, setup.device).accuracy
+    criterion = next(iter(criterions.values()))
+    return lambda: accuracy_of_tokens(model, criterion, dataset, setup.precision, setup.device).accuracy
+
+
+def describe(setup: Setup, trainer: Trainer) -> None:
+    """What ``dry_run=true`` prints: sizes, after one real micro-batch went through the model."""
+    model = trainer.step.model
+    batch = trainer.draw(trainer.plan(0)[0][0], 0)
+    from xsalt.nn.dropout import set_dropout_key
+
+    set_dropout_key(model, trainer.config.seed, 0, 0)
+    counts = {name: float(criterion.count(batch)) for name, criterion in trainer.step.criterions.items()}
+    loss, _ = trainer.step(batch.to(setup.device), counts)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(
+        json.dumps(
+            {
+                "train_examples": len(trainer.train),
+                "languages": list(setup.languages),
+                "updates": trainer.total_updates(),
+                "trained_parameters": parameters,
+                "active_rows": len(model.embeddings.word.active_ids),
+                "first_loss": round(float(loss.detach()), 4),
+                "world_size": distributed.world_size(),
+                "run": str(setup.config.run),
+            },
+            indent=2,
+        )
+    )

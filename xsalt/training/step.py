@@ -1,0 +1,51 @@
+"""One training step: the only module that ``DistributedDataParallel`` wraps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xsalt.batch import Batch
+from xsalt.protocols import Criterion
+
+Figures = dict[str, tuple[float, float]]
+"""Name -> (sum, count), added over micro-batches and ranks."""
+
+
+class TrainStep(nn.Module):
+    """Embeds, encodes and scores one micro-batch.
+
+    The loss is normalised by the *global* counts (of all micro-batches and ranks), which are known before the forward
+    pass, so that gradients summed over micro-batches and ranks are those of one big batch, whatever its split.
+    """
+
+    def __init__(
+        self, model: Any, criterions: Mapping[str, Criterion], precision: str, augmenters: Iterable[Any] = ()
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.perturb = [augmenter.perturb for augmenter in augmenters if hasattr(augmenter, "perturb")]
+        self.criterions = dict(criterions)
+        self.precision = precision
+        self.keep = sorted({layer for criterion in criterions.values() for layer in criterion.layers})
+
+    def forward(self, batch: Batch, counts: Mapping[str, float]) -> tuple[Tensor, Figures]:
+        """The micro-batch's part of the global loss, and figures to log (loss and accuracy of each criterion)."""
+        device = batch.ids_T.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            x_TD = self.model.embed(batch)
+            for perturb in self.perturb:
+                x_TD = perturb(self.model, x_TD, batch)
+            hidden = self.model.encode(x_TD, batch.layout, keep=self.keep)
+            total = torch.zeros((), device=device)
+            figures: Figures = {}
+            for name, criterion in self.criterions.items():
+                loss = criterion(self.model, hidden, batch)
+                total = total + criterion.weight / max(1.0, counts[name]) * loss.loss_sum
+                prefix = "" if len(self.criterions) == 1 else f"{name}_"
+                figures[f"{prefix}loss"] = (float(loss.loss_sum.detach()), float(criterion.count(batch)))
+                figures.update({f"{prefix}{key}": value for key, value in loss.log.items()})
+        return total, figures

@@ -1,0 +1,256 @@
+"""The training loop, one function read top to bottom."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from xsalt import distributed
+from xsalt.batch import Batch
+from xsalt.config import TrainConfig
+from xsalt.data.batching import plan_batches
+from xsalt.data.dataset import Dataset
+from xsalt.errors import UserError
+from xsalt.logging import Progress, RunLog, say
+from xsalt.nn.dropout import set_dropout_key
+from xsalt.optim.schedules import rate
+from xsalt.protocols import Augmenter
+from xsalt.training.step import Figures, TrainStep
+
+STEADY_AFTER = 10
+"""Updates left out of the steady-state speed: caches and allocators warm up."""
+
+
+@dataclass
+class State:
+    """How far a run is. With the weights and the optimizer's state it is all that a resumed run needs."""
+
+    update: int = 0
+    epoch: int = 0
+    in_epoch: int = 0
+    """Updates of the current epoch done."""
+    examples: int = 0
+    wall_s: float = 0.0
+    steady_s: float = 0.0
+    steady_examples: int = 0
+    best: float = -math.inf
+    best_update: int = -1
+    bad_evaluations: int = 0
+    """Evaluations since the best one."""
+    word_decay: float = 1.0
+    """Product of 1 - lr * weight decay over all updates: what the word rows never touched have decayed by."""
+    stopped_early: bool = False
+    resumed_from: list[int] = field(default_factory=list)
+    """Updates at which the run was resumed."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"best": self.best if math.isfinite(self.best) else None}
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; it has saved. ``exit_code`` is 128 + the signal's number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+class StopSignals:
+    """While active, SIGINT and SIGTERM only take a note; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.caught: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._note)
+            except ValueError:  # not in the main thread (a notebook's worker): leave signals alone
+                break
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.caught = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class Trainer:
+    """What the loop works with. ``evaluate`` gives the score on the source language's dev set (None: there is none)."""
+
+    config: TrainConfig
+    step: TrainStep
+    optimizer: torch.optim.AdamW
+    train: Dataset
+    augmenters: Sequence[Augmenter]
+    folder: Path
+    device: torch.device
+    evaluate: Callable[[], float] | None
+    save: Callable[[str, State], None]
+    """Writes checkpoint ``last`` or ``best``."""
+    show: Callable[[Batch], str]
+    """An augmented batch as Markdown, for TensorBoard."""
+
+    def plan(self, epoch: int) -> list[list[np.ndarray]]:
+        """The epoch's updates: for each the example numbers of its micro-batches. A function of (seed, epoch) alone."""
+        batch = self.config.batch
+        batches = plan_batches(
+            self.train.lengths,
+            size=None if batch.max_tokens else batch.size,
+            max_tokens=batch.max_tokens,
+            seed=self.config.seed,
+            epoch=epoch,
+            shuffle=True,
+        )
+        return [batches[i : i + batch.accumulate] for i in range(0, len(batches), batch.accumulate)]
+
+    def total_updates(self) -> int:
+        """Updates of the whole run: ``max_updates``, or as many as ``epochs`` have, whichever is less."""
+        config = self.config
+        if config.epochs is None:
+            return int(config.max_updates or 0)
+        # with a token budget the epochs differ by a batch or so: the first stands for all in the schedule
+        whole = math.ceil(config.epochs * len(self.plan(0)))
+        return min(whole, config.max_updates) if config.max_updates else whole
+
+    def draw(self, indices: np.ndarray, epoch: int) -> Batch:
+        """A micro-batch, augmented, with what the criterions predict."""
+        batch = self.train.batch(indices, seed=self.config.seed, epoch=epoch)
+        for augmenter in self.augmenters:
+            batch = augmenter.augment(batch)
+        for criterion in self.step.criterions.values():
+            batch = criterion.prepare(batch)
+        return batch
+
+    def fit(self, state: State) -> State:
+        """Trains from ``state`` to the end of the run, or until early stopping. Raises ``Interrupted`` after saving."""
+        config, optim, model = self.config, self.config.optim, self.step.model
+        total = self.total_updates()
+        log = RunLog(self.folder, state.update)
+        progress = Progress(total, "training", start=state.update)
+        figures: dict[str, list[float]] = {}
+        tokens = padded = examples = 0
+        window = time.monotonic()
+        model.train()
+        with StopSignals() as stop:
+            while state.update < total and not state.stopped_early:
+                updates = self.plan(state.epoch)
+                for micro_batches in updates[state.in_epoch :]:
+                    began = time.monotonic()
+                    batches = [self.draw(indices, state.epoch) for indices in micro_batches]
+                    names = list(self.step.criterions)
+                    counts = distributed.sum_over_ranks(
+                        [float(sum(self.step.criterions[name].count(batch) for batch in batches)) for name in names]
+                    )
+                    for micro, batch in enumerate(batches):
+                        set_dropout_key(model, config.seed, state.update, micro)
+                        loss, logged = self.step(batch.to(self.device), dict(zip(names, counts, strict=True)))
+                        if not math.isfinite(float(loss.detach())):
+                            rows = ", ".join(self.train.uids[int(uid)] for uid in batch.uid_B[:8])
+                            raise UserError(
+                                f"the loss is {float(loss):g} at update {state.update + 1} (examples {rows} ...): "
+                                f"lower optim.lr (now {optim.lr:g}); the last checkpoint is kept"
+                            )
+                        loss.backward()
+                        add(figures, logged | batch.log)
+                    norm = torch.nn.utils.clip_grad_norm_(self.step.parameters(), optim.clip or math.inf)
+                    lr = float(optim.lr or 0.0) * rate(optim.schedule, state.update, total, optim.warmup)
+                    for group in self.optimizer.param_groups:
+                        group["lr"] = lr
+                    self.optimizer.step()
+                    self.optimizer.zero_grad(set_to_none=True)
+                    model.embeddings.word.decay_untouched(1.0 - lr * optim.weight_decay)
+                    state.word_decay *= 1.0 - lr * optim.weight_decay
+
+                    took = time.monotonic() - began
+                    state.update, state.in_epoch = state.update + 1, state.in_epoch + 1
+                    n = sum(len(indices) for indices in micro_batches)
+                    state.examples, state.wall_s = state.examples + n, state.wall_s + took
+                    if state.update > STEADY_AFTER:
+                        state.steady_s, state.steady_examples = state.steady_s + took, state.steady_examples + n
+                    tokens += sum(batch.layout.tokens for batch in batches)
+                    padded += sum(batch.layout.size * batch.layout.longest for batch in batches)
+                    examples += n
+                    if state.update == 1:
+                        log.text("augment/examples", self.show(batches[0]), 1)
+                    if state.update % config.log_every == 0 or state.update == total:
+                        seconds = time.monotonic() - window
+                        values = {name: s / c for name, (s, c) in figures.items() if c}
+                        values |= {"lr": lr, "grad_norm": float(norm), "padding": 1 - tokens / padded}
+                        values |= {"tokens_per_s": tokens / seconds, "pairs_per_s": examples / seconds}
+                        log.update(state.update, state.epoch + state.in_epoch / len(updates), values)
+                        progress.step(0, " ".join(f"{k}={values[k]:.3f}" for k in ("loss", "accuracy") if k in values))
+                        figures, tokens, padded, examples, window = {}, 0, 0, 0, time.monotonic()
+                    progress.step()
+
+                    end_of_epoch = state.in_epoch == len(updates)
+                    last = state.update == total
+                    if due(state.update, config.eval.every, end_of_epoch) or last:
+                        paused = time.monotonic()
+                        self.judge(state, log)
+                        window += time.monotonic() - paused
+                    if due(state.update, config.checkpoint.every, end_of_epoch) or last or state.stopped_early:
+                        paused = time.monotonic()
+                        self.save("last", advance(state, end_of_epoch))
+                        window += time.monotonic() - paused
+                    if stop.caught is not None:
+                        self.save("last", advance(state, end_of_epoch))
+                        progress.close()
+                        log.close()
+                        say(f"{signal.Signals(stop.caught).name}: saved update {state.update} in {self.folder}")
+                        raise Interrupted(stop.caught)
+                    if last or state.stopped_early:
+                        break
+                advance(state, state.in_epoch == len(updates))
+        progress.close()
+        log.close()
+        return state
+
+    def judge(self, state: State, log: RunLog) -> None:
+        """Evaluates on the source language's dev set, keeps the best weights, and stops early when patience ends."""
+        if self.evaluate is None:
+            return
+        score = self.evaluate()
+        log.scalar("dev/source", score, state.update)
+        say(f"update {state.update}: {'+'.join(self.config.source)} dev accuracy {100 * score:.2f} %")
+        if score > state.best:
+            state.best, state.best_update, state.bad_evaluations = score, state.update, 0
+            self.save("best", state)
+        else:
+            state.bad_evaluations += 1
+            patience = self.config.eval.patience
+            state.stopped_early = patience is not None and state.bad_evaluations >= patience
+
+
+def due(update: int, every: int | None, end_of_epoch: bool) -> bool:
+    """Whether something that happens every N updates (None: at the end of each epoch) is due."""
+    return end_of_epoch if every is None else update % every == 0
+
+
+def advance(state: State, end_of_epoch: bool) -> State:
+    """Moves the state to the next epoch's start if the epoch is over."""
+    if end_of_epoch:
+        state.epoch, state.in_epoch = state.epoch + 1, 0
+    return state
+
+
+def add(figures: dict[str, list[float]], more: Mapping[str, tuple[float, float]] | Figures) -> None:
+    """Adds (sum, count) figures by name."""
+    for name, (value, count) in more.items():
+        entry = figures.setdefault(name, [0.0, 0.0])
+        entry[0] += value
+        entry[1] += count

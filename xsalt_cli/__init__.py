@@ -1,0 +1,1 @@
+"""Console scripts: argument handling only, the work is in xsalt."""
