@@ -138,7 +138,10 @@ def _check_folder(root: Path) -> None:
 
 
 def _walk(root: Path) -> Iterator[str]:
-    """Relative paths of files, sorted, hidden folders and those more than four levels down left out."""
+    """Relative paths, sorted, hidden folders and what lies more than four levels down left out.
+
+    Folders are among them: one with the name of a data file is an error when it is read, not a file that is missing.
+    """
     seen = 0
     for folder, below, names in os.walk(root, followlinks=True):
         relative = Path(folder).relative_to(root)
@@ -146,7 +149,7 @@ def _walk(root: Path) -> Iterator[str]:
         seen += len(names)
         if seen > _MOST:
             raise UserError(f"{root}: more than {_MOST:,} files there: give the folder of the data itself")
-        for name in sorted(names):
+        for name in sorted([*names, *below]):
             yield (relative / name).as_posix()
 
 

@@ -72,6 +72,7 @@ class Setup:
     cache: Path
     device: torch.device
     precision: str
+    _train: dict[str, list[Example]] | None = None
     _examples: dict[tuple[str, str], list[Example]] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -120,12 +121,11 @@ class Setup:
     def read_train(self) -> dict[str, list[Example]]:
         """Training examples of each source language, at most ``data.max_train`` of each."""
         data = self.config.train.data
-        if data.train:
-            examples = self.task.read_files(data.train, self.source)
-        else:
-            examples = {language: self.task.read("train", language) for language in self.source}
-        most = data.max_train
-        return {language: rows[:most] for language, rows in examples.items()}
+        if self._train is None and data.train:
+            self._train = self.task.read_files(data.train, self.source)
+        elif self._train is None:
+            self._train = {language: self.task.read("train", language) for language in self.source}
+        return {language: rows[: data.max_train] for language, rows in self._train.items()}
 
     def tell_skipped(self) -> None:
         """Says which rows were left out so far and why; nothing is dropped silently."""
@@ -153,6 +153,11 @@ class Setup:
         model = build_model(
             model_config, self.pretrained, self.tokenizer, num_labels, train.dropout, mlm_head, train.seed
         )
+        positions = model.config.max_positions
+        if train.max_length > positions:
+            raise UserError(
+                f"max_length={train.max_length}: the model reads at most {positions} tokens: set max_length={positions}"
+            )
         if train.init_from:
             other = open_pretrained(train.init_from, self.cache)
             if other.tokenizer().fingerprint != self.tokenizer.fingerprint:

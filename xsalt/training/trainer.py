@@ -6,6 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -138,10 +139,14 @@ class Trainer:
 
     def fit(self, state: State) -> State:
         """Trains from ``state`` to the end of the run, or until early stopping. Raises ``Interrupted`` after saving."""
+        shown = Progress(self.total_updates(), "training", start=state.update)
+        with closing(RunLog(self.folder, state.update)) as log, closing(shown) as progress:
+            self._loop(state, log, progress)
+        return state
+
+    def _loop(self, state: State, log: RunLog, progress: Progress) -> None:
         config, optim, model = self.config, self.config.optim, self.step.model
-        total = self.total_updates()
-        log = RunLog(self.folder, state.update)
-        progress = Progress(total, "training", start=state.update)
+        total = progress.total
         figures: dict[str, list[float]] = {}
         tokens = padded = examples = 0
         window = time.monotonic()
@@ -209,16 +214,11 @@ class Trainer:
                         window += time.monotonic() - paused
                     if stop.caught is not None:
                         self.save("last", advance(state, end_of_epoch))
-                        progress.close()
-                        log.close()
                         say(f"{signal.Signals(stop.caught).name}: saved update {state.update} in {self.folder}")
                         raise Interrupted(stop.caught)
                     if last or state.stopped_early:
                         break
                 advance(state, state.in_epoch == len(updates))
-        progress.close()
-        log.close()
-        return state
 
     def judge(self, state: State, log: RunLog) -> None:
         """Evaluates on the source language's dev set, keeps the best weights, and stops early when patience ends."""
