@@ -22,8 +22,11 @@ HEADER = "premise\thypothesis\tlabel"
 SEED = 1
 DEFAULT_OUT = Path(__file__).resolve().parents[2] / "xsalt" / "data" / "quickstart"
 SPLIT_LANGUAGES: Mapping[str, tuple[str, ...]] = {"train": ("en",), "dev": LANGUAGES, "test": LANGUAGES}
-SPLIT_ITEMS: Mapping[str, int] = {"train": 2000, "dev": 110, "test": 110}
+SPLIT_ITEMS: Mapping[str, int] = {"train": 1500, "dev": 110, "test": 110}
 MAX_DRAWS = 400
+NEGATIONS = frozenset(
+    ("not", "no", "never", "nobody", "nothing", "none", "neither", "nor", "without", "cannot", "nowhere")
+)
 MIN_SCRIPT_SHARE = 0.8
 SCRIPTS: Mapping[str, str] = {
     "ar": "ARABIC",
@@ -228,10 +231,11 @@ def make_items(frame: Frame, languages: Sequence[str], limit: int, seed: str) ->
         for language in languages:
             values = {slot: value[language] for slot, value in chosen.items()}
             hypothesis = fill(frame.hypothesis[language], values, language)
-            rows[language] = tuple(
-                Row(fill(texts[len(items) % len(texts)][language], values, language), hypothesis, label)
-                for label, texts in premises(frame).items()
-            )
+            turn, row_list = len(items), []
+            for label, texts in premises(frame).items():  # every combination of the labels' templates has its turn
+                turn, template = divmod(turn, len(texts))
+                row_list.append(Row(fill(texts[template][language], values, language), hypothesis, label))
+            rows[language] = tuple(row_list)
         keys = {(language, row.premise, row.hypothesis) for language in languages for row in rows[language]}
         if len(keys) < len(languages) * len(LABELS):
             raise FrameError(f"{frame.name}: one premise for two labels")
@@ -243,13 +247,56 @@ def make_items(frame: Frame, languages: Sequence[str], limit: int, seed: str) ->
     return items
 
 
+def overlap(row: Row) -> list[float]:
+    """What a reader of word overlap, length and negation words sees of a row; squares and products included."""
+    premise, hypothesis = (re.findall(r"[\w']+", text.lower()) for text in (row.premise, row.hypothesis))
+    both, p, h = len(set(premise) & set(hypothesis)), len(set(premise)), len(set(hypothesis))
+    negated = [any(w in NEGATIONS or w.endswith("n't") for w in text) for text in (premise, hypothesis)]
+    base = [both / (p + h - both), both / h, both / p, (len(premise) - len(hypothesis)) / 10]
+    base += [float(negated[0]), float(negated[0] != negated[1])]
+    return base + [a * b for i, a in enumerate(base) for b in base[i:]]
+
+
+class Balance:
+    """Sums of the overlap features by label, which are kept as equal as the choice of items allows."""
+
+    def __init__(self) -> None:
+        self.sums: list[list[float]] = []
+
+    def with_item(self, item: Item) -> list[list[float]]:
+        """The sums if the item were added."""
+        rows = [overlap(row) for row in item.rows["en"]]
+        return [[a + b for a, b in zip(*pair)] for pair in zip(self.sums, rows)] if self.sums else rows
+
+    def take_best(self, items: list[Item]) -> Item:
+        """Removes from the items the one that leaves the labels most alike, and adds it."""
+
+        def unlike(item: Item) -> float:
+            sums = self.with_item(item)
+            means = [sum(column) / len(sums) for column in zip(*sums)]
+            return sum((value - mean) ** 2 for row in sums for value, mean in zip(row, means))
+
+        best = items.pop(min(range(len(items)), key=lambda i: round(unlike(items[i]), 9)))
+        self.sums = self.with_item(best)
+        return best
+
+
 def choose_items(frames: Sequence[Frame], languages: Sequence[str], total: int, seed: str) -> list[Item]:
-    """Return ``total`` items, spread over the frames as evenly as their fillings allow."""
+    """Return ``total`` items, spread over the frames as evenly as their fillings allow.
+
+    Of each frame's fillings those are taken that leave overlap, length and negation equal over the labels, so that a
+    shallow reader learns nothing.
+    """
     order = list(frames)
     random.Random(f"{seed}/order").shuffle(order)
     limit = 4 * -(-total // max(1, len(order)))
     supply = [make_items(frame, languages, limit, seed) for frame in order]
-    chosen = [items[turn] for turn in range(limit) for items in supply if turn < len(items)][:total]
+    chosen: list[Item] = []
+    balance = Balance()
+    while len(chosen) < total and any(supply):
+        for items in supply:
+            if items and len(chosen) < total:
+                chosen.append(balance.take_best(items))
     if len(chosen) < total:
         raise FrameError(f"{len(frames)} frames give {len(chosen)} items, but {total} are wanted: add frames or slots")
     return chosen

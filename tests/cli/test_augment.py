@@ -1,0 +1,87 @@
+"""xsalt-augment and xsalt-vocab through their own main functions, at tiny size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import TINY, WORDS, write_nli
+from xsalt_cli import augment, vocab
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XSALT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_nli(tmp_path_factory.mktemp("data"), train=32, dev=9)
+
+
+@pytest.fixture(scope="module")
+def lexicon(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lexicons")
+    for language in ("fr", "ru"):
+        pairs = zip(WORDS["en"], WORDS[language], strict=True)
+        (folder / f"en-{language}.txt").write_text("".join(f"{a}\t{b}\n" for a, b in pairs), encoding="utf-8")
+    return folder
+
+
+def test_a_table_is_the_same_bytes_wherever_it_is_made_and_its_stats_have_p_at_1(
+    data: Path, lexicon: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = []
+    for name in ("a", "b"):
+        folders.append(tmp_path / name)
+        patch = pytest.MonkeyPatch()
+        patch.setenv("XSALT_CACHE", str(tmp_path / f"cache-{name}"))
+        keys = [f"data.root={data}", "distill.layer=0", f"lexicon={lexicon}", "sample=2", f"out={folders[-1]}", *TINY]
+        assert augment.main(["--task", "xnli", *keys, f"batch.size={4 if name == 'a' else 64}"]) == 0
+        patch.undo()
+    names = {path.name for path in folders[0].iterdir()}
+    assert {"manifest.json", "stats.json"} <= names
+    for name in names - {"stats.json"}:
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+    stats = json.loads((folders[0] / "stats.json").read_text())
+    assert set(stats["languages"]) == {"fr", "ru"}
+    for row in stats["languages"].values():
+        assert {"vocabulary", "coverage", "mean_probability", "p_at_1", "p_at_1_n"} <= set(row)
+        assert 0 <= row["p_at_1"] <= 1
+    assert stats["tokens"] > 0 and stats["fingerprint"]
+    assert "P@1" in capsys.readouterr().out
+
+
+def test_a_corpus_that_does_not_exist_is_one_line(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert augment.main(["--task", "xnli", f"data.root={data}", "corpus=/nowhere.txt", *TINY]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("xsalt-augment: error: corpus=/nowhere.txt")
+
+
+def test_vocabularies_are_shown_written_and_taken_from_the_folder(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "vocabularies"
+    assert vocab.main(["--task", "xnli", f"data.root={data}", f"out={out}", *TINY]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"{language} " in shown for language in ("en", "fr", "ru"))
+    assert vocab.main(["--task", "xnli", f"data.root={data}", f"vocabulary.folder={out}", *TINY]) == 0
+    assert capsys.readouterr().out == shown
+
+
+def test_vocabularies_of_another_tokenizer_are_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "vocabularies"
+    assert vocab.main(["--task", "xnli", f"data.root={data}", f"out={out}", *TINY]) == 0
+    other = write_nli(tmp_path / "other", train=8, dev=3)
+    keys = [f"data.root={other}", f"vocabulary.folder={out}", "seed=2", *TINY]
+    (other / "train-en.tsv").write_text("premise\thypothesis\tlabel\nsome quite other words\tare here\tneutral\n")
+    assert vocab.main(["--task", "xnli", *keys]) == 2
+    assert "tokenizer" in capsys.readouterr().err.strip().splitlines()[-1]
