@@ -164,7 +164,7 @@ def test_file_is_balanced_and_clean(files: dict[str, list[Row]], name: str) -> N
     counts = Counter(row[2] for row in rows)
     assert set(counts) == set(LABELS)
     assert len(set(counts.values())) == 1
-    assert len(rows) >= (5000 if name == "train-en" else 300)
+    assert len(rows) >= (4000 if name == "train-en" else 300)
     assert len({row[:2] for row in rows}) == len(rows)
     assert b"\r" not in (DATA / f"{name}.tsv").read_bytes()
     assert all(not re.search(r"[{}]|  |^\s|\s$", text) for row in rows for text in row)
