@@ -116,6 +116,19 @@ def test_plain_text_trains_the_head_of_a_new_model(tmp_path: Path) -> None:
     assert set(results["languages"]) == {"en", "fr", "ru"}
 
 
+def test_text_without_a_dev_split_trains_and_says_that_nothing_is_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "text"
+    data.mkdir()
+    (data / "en.txt").write_text("the cat sees the small green house\n" * 16, encoding="utf-8")
+    keys = [f"data.root={data}", f"run={tmp_path / 'run'}", "epochs=1", *TINY]
+    assert main(["--task", "mlm", "--criterion", "target_language_mlm", *keys]) == 0
+    assert "nothing is evaluated" in capsys.readouterr().err
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["languages"] == {} and results["average"] is None
+
+
 def test_a_criterion_that_needs_labels_is_refused_on_plain_text(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -98,7 +98,7 @@ def averages(accuracies: Mapping[str, float], source: Sequence[str]) -> dict[str
     """Macro-averages over languages, with and without the source languages."""
     others = [value for language, value in accuracies.items() if language not in source]
     return {
-        "average": float(np.mean(list(accuracies.values()))),
+        "average": float(np.mean(list(accuracies.values()))) if accuracies else None,
         "average_without_source": float(np.mean(others)) if others else None,
     }
 
@@ -146,7 +146,8 @@ def table(results: Mapping[str, Any], chance: float | None) -> str:
         near = chance is not None and row["accuracy"] <= chance + 2 * (chance * (1 - chance) / max(1, row["n"])) ** 0.5
         mark = "  (source)" if language in results["source_languages"] else ""
         lines.append(f"  {language:8s} {100 * row['accuracy']:6.2f}  n={row['n']}{mark}{'  at chance' if near else ''}")
-    lines.append(f"  {'average':8s} {100 * results['average']:6.2f}")
+    if results["average"] is not None:
+        lines.append(f"  {'average':8s} {100 * results['average']:6.2f}")
     if results["average_without_source"] is not None:
         lines.append(f"  {'without source':15s} {100 * results['average_without_source']:.2f}")
     return "\n".join(lines)

@@ -35,6 +35,8 @@ def evaluate_languages(
     options, split = config.train, config.train.eval.split
     available = setup.task.languages(split)
     languages = [language for language in setup.languages if language in available]
+    if not languages:
+        say(f"warning: {setup.task.where} has no {split} split in {', '.join(setup.languages)}: nothing is evaluated")
     datasets = {language: setup.read(split, [language]) for language in languages}
     progress = Progress(sum(len(dataset) for dataset in datasets.values()), f"evaluating {split}", unit="example")
     by_label = bool(setup.task.labels) and any(getattr(c, "needs_labels", False) for c in criterions.values())
@@ -83,7 +85,8 @@ def evaluate_languages(
         log = RunLog(folder, state.update)
         for language, row in found.items():
             log.scalar(f"{split}/accuracy/{language}", row.accuracy, state.update)
-        log.scalar(f"{split}/average", results["average"], state.update)
+        if found:
+            log.scalar(f"{split}/average", results["average"], state.update)
         log.close()
     write_results(folder, split, results)
     setup.tell_skipped()

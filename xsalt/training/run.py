@@ -85,7 +85,7 @@ class Setup:
         source = tuple(train.source)
         known = task.languages(train.eval.split)
         targets = train.languages if train.languages is not None else known
-        for language in targets:
+        for language in targets if known else ():  # without such a split there is nothing to evaluate, in any language
             if language not in known:
                 split = train.eval.split
                 raise UserError(
