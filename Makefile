@@ -15,7 +15,7 @@ help:
 	@echo 'make docs    the documentation, in docs/_build'
 
 train: $(VENV)/.train
-	$(BIN)/xsalt-train --task xnli --augmenter codeswitch eval.split=test epochs=3 batch.size=16 optim.lr=1.2e-4 \
+	$(BIN)/xsalt-train --task xnli --augmenter codeswitch eval.split=test epochs=2 batch.size=16 optim.lr=1.2e-4 \
 		model.pooling=mean run=runs/quickstart
 
 test: $(VENV)/.dev
