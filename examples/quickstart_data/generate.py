@@ -274,7 +274,7 @@ class Balance:
         def unlike(item: Item) -> float:
             sums = self.with_item(item)
             means = [sum(column) / len(sums) for column in zip(*sums)]
-            return sum((value - mean) ** 2 for row in sums for value, mean in zip(row, means))
+            return float(sum((value - mean) ** 2 for row in sums for value, mean in zip(row, means)))
 
         best = items.pop(min(range(len(items)), key=lambda i: round(unlike(items[i]), 9)))
         self.sums = self.with_item(best)
