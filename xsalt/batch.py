@@ -42,6 +42,11 @@ class Layout:
         return np.concatenate([[0], np.cumsum(self.lengths_B)]).astype(np.int64)
 
     @cached_property
+    def offset_B1(self) -> Tensor:
+        """``offsets`` as a tensor."""
+        return torch.from_numpy(self.offsets).to(self.device)
+
+    @cached_property
     def first_B(self) -> Tensor:
         """Index of the first token of each sequence."""
         return torch.from_numpy(self.offsets[:-1].copy()).to(self.device)

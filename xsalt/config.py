@@ -130,6 +130,12 @@ class TrainConfig:
         choices=("auto", "bf16", "fp32"),
     )
     device: str = key("auto", "auto: cuda where there is one", choices=("auto", "cpu", "cuda"), hashed=False)
+    kernels: str = key(
+        "auto",
+        "auto: the fused kernels where there are any; reference: plain PyTorch",
+        choices=("auto", "reference"),
+        hashed=False,
+    )
     resume: str = key(
         "auto", "auto: go on from the run's last checkpoint; never; or a checkpoint's folder", path=True, hashed=False
     )

@@ -31,13 +31,20 @@ def _list(argv: Sequence[str] | None) -> None:
     parser = _Parser(
         prog=PROG,
         allow_abbrev=False,
-        usage="example: xsalt-list --user-dir my_tasks\n\n%(prog)s [KIND ...] [--user-dir DIR] [--json]",
+        usage="example: xsalt-list --user-dir my_tasks\n\n%(prog)s [KIND ...] [--user-dir DIR] [--kernels] [--json]",
         description="Tasks, criterions, models and augmenters by name, installed plug-ins included.",
     )
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"only these kinds: {', '.join(REGISTRIES)}")
     parser.add_argument("--user-dir", metavar="DIR", action="append", default=[], help="runs every Python file in DIR")
     parser.add_argument("--json", action="store_true", help="for programs: kind, name, description, where, problem")
+    parser.add_argument("--kernels", action="store_true", help="which kernels are used on which device (loads torch)")
     flags = parser.parse_args(argv)
+    if flags.kernels:
+        from xsalt.kernels import describe
+
+        found = describe()
+        print(json.dumps(found, indent=2) if flags.json else "\n".join(f"{k:<5} {v}" for k, v in found.items()))
+        return
     for kind in flags.kinds:
         if kind not in REGISTRIES:
             raise UserError(f"unknown kind {kind!r}: known: {', '.join(REGISTRIES)}")

@@ -190,3 +190,35 @@ def test_accumulation_and_token_budgets_run(batch: list[str], data: Path, cache:
     done = train(data, cache, tmp_path / "run", *batch)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "results.json").read_text())["train"]["examples"] == 192
+
+
+def test_the_reference_kernels_train_as_the_fused_ones_do(
+    data: Path, cache: str, finished: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "reference"
+    done = train(data, cache, run, "kernels=reference")
+    assert done.returncode == 0, done.stderr
+    losses = [
+        [row["loss"] for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
+        for folder in (finished, run)
+    ]
+    assert len(losses[0]) == 12
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_list_says_which_kernels_are_used() -> None:
+    done = run_script("list", "--kernels", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found) == {"cpu", "cuda"}
+    assert found["cpu"].startswith(("C++ (", "reference (plain PyTorch): "))
+
+
+def test_training_files_without_a_data_folder_are_enough(data: Path, cache: str, tmp_path: Path) -> None:
+    keys = [f"data.train=[{data / 'train-en.tsv'}]", f"run={tmp_path / 'run'}", "max_updates=2", *TINY]
+    done = run_script("train", "--task", "pairs", *keys, XSALT_CACHE=cache)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "last" / "model.safetensors").is_file()
+    nothing = run_script("train", "--task", "pairs", f"run={tmp_path / 'other'}", *TINY, XSALT_CACHE=cache)
+    assert nothing.returncode == 2
+    assert nothing.stderr.splitlines()[-1].endswith("no embedded data: give data.root=DIR")

@@ -1,34 +1,20 @@
-"""Dropout whose masks are pure functions of (seed, update, micro-batch, site).
+"""Dropout whose masks are pure functions of (seed, update, site, example, view, position, dimension).
 
-A resumed run therefore drops what the uninterrupted one drops. On the CPU the numbers come from numpy's Philox
-generator as 16-bit integers compared with a threshold: PyTorch's ``bernoulli_`` is serial there and slower.
+A resumed run drops what the uninterrupted one drops, and so do other ranks, batches and kernels.
 """
 
 from __future__ import annotations
 
 import zlib
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-
-class _Drop(torch.autograd.Function):
-    """x * mask * scale. The scale is a step of its own: rounded to bf16, a mask of 1 / 0.9 would be 0.2 % too small."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(mask)
-        ctx.scale = scale
-        return (x * mask).mul_(scale)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (mask,) = ctx.saved_tensors
-        return (grad * mask).mul_(ctx.scale), None, None
+from xsalt.batch import Batch
+from xsalt.kernels.philox import SiteKey, token_keys
+from xsalt.kernels.reference import dropout
+from xsalt.randomness import philox
 
 
 class KeyedDropout(nn.Module):
@@ -46,53 +32,38 @@ class KeyedDropout(nn.Module):
             raise ValueError(f"dropout probability {p} is not in [0, 1)")
         self.p = p
         self.site = site
-        self.key: tuple[int, int, int] | None = None
-        self._threshold = min(round(p * 65536), 65535)
+        self.threshold = min(round(p * 65536), 65535)
+        self._key: SiteKey | None = None
 
     @property
-    def scale(self) -> float:
-        """1 / (keep probability): what a kept value is multiplied with."""
-        return 65536.0 / (65536 - self._threshold)
+    def key(self) -> SiteKey | None:
+        """What a fused kernel needs to drop here; None if nothing is dropped now."""
+        if not self.training or self.threshold == 0:
+            return None
+        if self._key is None:
+            raise RuntimeError(f"dropout {self.site!r} has no key: call set_dropout_key first")
+        return self._key
 
-    @property
-    def active(self) -> bool:
-        """Whether it drops anything now."""
-        return self.training and self._threshold > 0
-
-    def mask(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """A mask of that shape: 0 where dropped, 1 elsewhere."""
-        if self.key is None:
-            raise RuntimeError(
-                f"dropout {self.site!r} has no key: call set_dropout_key(model, seed, update, micro) first"
-            )
-        seed, update, micro = self.key
-        site = zlib.crc32(self.site.encode())
-        if device.type == "cpu":
-            size = int(np.prod(shape))
-            words = (site << 32 | micro & 0xFFFFFFFF, update & 0xFFFFFFFFFFFFFFFF)
-            generator = np.random.Philox(
-                key=np.array([seed & 0xFFFFFFFFFFFFFFFF, words[0]], np.uint64), counter=[0, 0, words[1], 0]
-            )
-            draws = generator.random_raw((size + 3) // 4).view(np.uint16)[:size]
-            kept = torch.from_numpy(draws >= self._threshold).view(shape)
-            return kept.to(dtype)
-        mixed = np.random.SeedSequence([seed & 0xFFFFFFFFFFFFFFFF, update, micro, site]).generate_state(1, np.uint64)
-        source = torch.Generator(device).manual_seed(int(mixed[0] >> np.uint64(1)))
-        kept = torch.rand(shape, generator=source, device=device) >= self._threshold / 65536
-        return kept.to(dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.active:
-            return x
-        dropped: Tensor = _Drop.apply(x, self.mask(tuple(x.shape), x.dtype, x.device), self.scale)  # type: ignore[no-untyped-call]
-        return dropped
+    def forward(self, x_TN: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Drops from states of all tokens of the batch, or of those numbered in ``rows``."""
+        key = self.key
+        if key is not None and rows is not None:
+            key = SiteKey(key.k0, key.k1, key.threshold, key.token_T3.index_select(0, rows))
+        return dropout(x_TN, key)
 
     def extra_repr(self) -> str:
         return f"p={self.p}, site={self.site!r}"
 
 
-def set_dropout_key(module: nn.Module, seed: int, update: int, micro: int = 0) -> None:
+def set_dropout_key(module: nn.Module, seed: int, update: int, batch: Batch) -> None:
     """Sets the key of every ``KeyedDropout`` inside: call it before each forward pass in training."""
-    for child in module.modules():
-        if isinstance(child, KeyedDropout):
-            child.key = (seed, update, micro)
+    sites = [child for child in module.modules() if isinstance(child, KeyedDropout) and child.threshold]
+    if not sites:
+        return
+    layout = batch.layout
+    arrays = (t.cpu().numpy() for t in (batch.uid_B, batch.view_B, layout.sequence_T, layout.position_T))
+    token_T3 = torch.from_numpy(token_keys(*arrays)).to(layout.device)
+    names = np.array([zlib.crc32(child.site.encode()) for child in sites])
+    k0, k1, *_ = philox((update, update >> 32, names, 0), (seed, seed >> 32))
+    for child, first, second in zip(sites, k0, k1, strict=True):
+        child._key = SiteKey(int(first), int(second), child.threshold, token_T3)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from xsalt.batch import Batch
 from xsalt.errors import UserError
-from xsalt.kernels.reference import mix_rows
+from xsalt.kernels.embedding import embed
 from xsalt.nn.dropout import KeyedDropout
 from xsalt.nn.encoder import EncoderConfig
 
@@ -94,6 +94,11 @@ class ActiveRows(nn.Module):
         device = self.weight.device
         self._row_V = torch.from_numpy(row_V).to(device)
         self._grown_GD = self._base_VD.index_select(0, torch.from_numpy(self._grown_ids)).to(device)
+
+    @property
+    def has_grown(self) -> bool:
+        """Whether there are rows outside ``weight`` to be read."""
+        return len(self._grown_ids) > 0
 
     def decay_untouched(self, factor: float) -> None:
         """Decays all rows outside the active ones by ``factor`` = 1 - lr * weight decay. Call it at each update."""
@@ -183,14 +188,18 @@ class Embeddings(nn.Module):
                 f"a sequence has {layout.longest} tokens, but the model reads at most {self.max_positions}:"
                 f" set max_length={self.max_positions}"
             )
-        if batch.mix is None:
-            word_TD = self.word.rows(batch.ids_T)
-        else:
-            both = [self.word.row_numbers(ids_T, trainable=True) for ids_T in (batch.ids_T, batch.mix.other_ids_T)]
-            r_row_T = None if batch.mix.by_token else layout.sequence_T
-            word_TD = mix_rows(self.word.trainable_weight(), both[0], both[1], batch.mix.r, r_row_T)
-        position_TD = F.embedding(layout.position_T + self.position_offset, self.position)
+        norm = (self.norm.weight, self.norm.bias, self.norm.eps)
+        position_T = layout.position_T + self.position_offset
         # A model with a single type adds it to every token whatever the segment is (XLM-R).
-        type_TD = F.embedding(batch.type_T, self.token_type) if len(self.token_type) > 1 else self.token_type
-        embedded_TD: Tensor = self.dropout(self.norm(word_TD + position_TD + type_TD))
-        return embedded_TD
+        type_T = batch.type_T if len(self.token_type) > 1 else torch.zeros_like(batch.type_T)
+        places = (self.position, position_T, self.token_type, type_T)
+        if self.word.has_grown:  # rows of two tables: only evaluation reads them
+            word_TD = self.word.rows(batch.ids_T)
+            summed_TD = word_TD + F.embedding(position_T, self.position) + F.embedding(type_T, self.token_type)
+            return self.dropout(self.norm(summed_TD))  # type: ignore[no-any-return]
+        weight_AD, row_T = self.word.trainable_weight(), self.word.row_numbers(batch.ids_T, trainable=True)
+        other_T = r = r_row_T = None
+        if batch.mix is not None:
+            other_T, r = self.word.row_numbers(batch.mix.other_ids_T, trainable=True), batch.mix.r
+            r_row_T = None if batch.mix.by_token else layout.sequence_T
+        return embed(weight_AD, row_T, *places, *norm, self.dropout.key, other_T=other_T, r=r, r_row_T=r_row_T)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xsalt.batch import Layout
-from xsalt.nn.attention import SelfAttention, key_bias
+from xsalt.kernels.norm import dropout_add_norm
+from xsalt.nn.attention import SelfAttention
 from xsalt.nn.dropout import KeyedDropout
 
 
@@ -53,12 +54,16 @@ class EncoderLayer(nn.Module):
         self.ffn_dropout = KeyedDropout(config.dropout, f"{site}/ffn_output")
         self.ffn_norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
 
-    def forward(self, x_TD: Tensor, layout: Layout, bias_B11S: Tensor | None) -> Tensor:
-        attended_TD = self.attention_dropout(self.attention(x_TD, layout, bias_B11S))
-        x_TD = self.attention_norm(x_TD + attended_TD)
-        fed_TD = self.ffn_dropout(self.ffn_out(F.gelu(self.ffn_in(x_TD))))
-        normed_TD: Tensor = self.ffn_norm(x_TD + fed_TD)
-        return normed_TD
+    def forward(self, x_TD: Tensor, low_TD: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """x_TD twice, in and out: as the residual stream has it, and as the matrix products read it (bf16)."""
+        attended_TD = self.attention(low_TD, layout)
+        x_TD, low_TD = _add_norm(x_TD, attended_TD, self.attention_norm, self.attention_dropout)
+        fed_TD = self.ffn_out(F.gelu(self.ffn_in(low_TD)))
+        return _add_norm(x_TD, fed_TD, self.ffn_norm, self.ffn_dropout)
+
+
+def _add_norm(x_TD: Tensor, y_TD: Tensor, norm: nn.LayerNorm, dropout: KeyedDropout) -> tuple[Tensor, Tensor]:
+    return dropout_add_norm(x_TD, y_TD, norm.weight, norm.bias, norm.eps, dropout.key)
 
 
 class Encoder(nn.Module):
@@ -81,9 +86,9 @@ class Encoder(nn.Module):
             raise ValueError(f"hidden layers {wrong} asked for, but the encoder has layers 0 to {last}")
         wanted = {*keep, last}
         hidden = {0: x_TD} if 0 in wanted else {}
-        bias_B11S = key_bias(layout)
+        low_TD = x_TD
         for number, layer in enumerate(self.layers[:last], start=1):
-            x_TD = layer(x_TD, layout, bias_B11S)
+            x_TD, low_TD = layer(x_TD, low_TD, layout)
             if number in wanted:
                 hidden[number] = x_TD
         return hidden

@@ -29,8 +29,8 @@ class FirstTokenClassifier(nn.Module):
 
     def forward(self, h_TD: Tensor, layout: Layout) -> Tensor:
         first_BD = h_TD.index_select(0, layout.first_B)
-        pooled_BD = torch.tanh(self.dense(self.input_dropout(first_BD)))
-        logits_BC: Tensor = self.out(self.dropout(pooled_BD))
+        pooled_BD = torch.tanh(self.dense(self.input_dropout(first_BD, layout.first_B)))
+        logits_BC: Tensor = self.out(self.dropout(pooled_BD, layout.first_B))
         return logits_BC.float()
 
 
@@ -43,7 +43,7 @@ class MeanClassifier(nn.Module):
         self.out = nn.Linear(width, classes)
 
     def forward(self, h_TD: Tensor, layout: Layout) -> Tensor:
-        logits_BC: Tensor = self.out(self.dropout(mean_over_tokens(h_TD, layout)))
+        logits_BC: Tensor = self.out(self.dropout(mean_over_tokens(h_TD, layout), layout.first_B))
         return logits_BC.float()
 
 

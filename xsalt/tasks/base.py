@@ -71,12 +71,12 @@ class DataTask:
         return self._folder
 
     def splits(self) -> list[str]:
-        """Splits that the data has, in the order train, dev, test."""
-        return self.folder.splits()
+        """Splits that the data has, in the order train, dev, test; none without a data folder."""
+        return [] if self.root is None else self.folder.splits()
 
     def languages(self, split: str) -> list[str]:
-        """Languages that the data has for a split, sorted; none if there is no such split."""
-        return self.folder.languages(split)
+        """Languages that the data has for a split, sorted; none if there is no such split, or no data folder."""
+        return [] if self.root is None else self.folder.languages(split)
 
     def read(self, split: str, language: str) -> list[Example]:
         """All examples of a split in one language.

@@ -118,18 +118,6 @@ def _skip_vocabulary(reader: _Reader) -> Header:
     return header
 
 
-def read_normalisation(path: Path) -> dict[str, str]:
-    """Character -> what replaces it before pieces are looked up (maybe nothing)."""
-    reader = _Reader(path)
-    _skip_vocabulary(reader)
-    entries, _ = reader.unpack("iI")
-    table: dict[str, str] = {}
-    for _ in range(entries):
-        character, count = reader.unpack("IB")
-        table[chr(character)] = "".join(map(chr, reader.unpack(f"{count}I")))
-    return table
-
-
 def read_tensors(path: Path) -> dict[str, npt.NDArray[np.float32]]:
     """Name in the file -> flat float32 weights, dequantised."""
     reader = _Reader(path)

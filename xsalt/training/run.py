@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from xsalt import distributed
+from xsalt import distributed, kernels
 from xsalt.config import Composed, cache_dir, component_class, component_config
 from xsalt.data.dataset import Dataset, Example, tokenise
 from xsalt.data.substitutions import SubstitutionTable
@@ -20,8 +20,10 @@ from xsalt.distill import ensure_table
 from xsalt.errors import UserError
 from xsalt.evaluation.evaluate import accuracy_of_labels, accuracy_of_tokens
 from xsalt.logging import say
+from xsalt.memory import keep_freed_memory
 from xsalt.models.auto import build_model, rebuild
 from xsalt.models.pretrained import Pretrained, open_pretrained
+from xsalt.nn.dropout import set_dropout_key
 from xsalt.nn.precision import bf16_is_native
 from xsalt.optim.adamw import make_adamw
 from xsalt.protocols import Needs
@@ -78,7 +80,9 @@ class Setup:
     @classmethod
     def open(cls, config: Composed) -> Setup:
         """Finds the data and the tokenizer; reads no weights yet."""
+        keep_freed_memory()
         train = config.train
+        kernels.select(train.kernels)
         device = pick_device(train.device)
         cache = cache_dir()
         task = config.build("task", config.task, train.data.root, train.data.on_error)
@@ -356,12 +360,10 @@ def source_score(setup: Setup, model: Any, criterions: dict[str, Any]) -> Any:
 def describe(setup: Setup, trainer: Trainer) -> None:
     """What ``dry_run=true`` prints: sizes, after one real micro-batch went through the model."""
     model = trainer.step.model
-    batch = trainer.draw(trainer.plan(0)[0][0], 0)
-    from xsalt.nn.dropout import set_dropout_key
-
-    set_dropout_key(model, trainer.config.seed, 0, 0)
+    batch = trainer.draw(trainer.plan(0)[0][0], 0).to(setup.device)
+    set_dropout_key(model, trainer.config.seed, 0, batch)
     counts = {name: float(criterion.count(batch)) for name, criterion in trainer.step.criterions.items()}
-    loss, _ = trainer.step(batch.to(setup.device), counts)
+    loss, _ = trainer.step(batch, counts)
     parameters = sum(p.numel() for p in model.parameters())
     print(
         json.dumps(

@@ -161,9 +161,10 @@ class Trainer:
                     counts = distributed.sum_over_ranks(
                         [float(sum(self.step.criterions[name].count(batch) for batch in batches)) for name in names]
                     )
-                    for micro, batch in enumerate(batches):
-                        set_dropout_key(model, config.seed, state.update, micro)
-                        loss, logged = self.step(batch.to(self.device), dict(zip(names, counts, strict=True)))
+                    for batch in batches:
+                        placed = batch.to(self.device)
+                        set_dropout_key(model, config.seed, state.update, placed)
+                        loss, logged = self.step(placed, dict(zip(names, counts, strict=True)))
                         if not math.isfinite(float(loss.detach())):
                             rows = ", ".join(self.train.uids[int(uid)] for uid in batch.uid_B[:8])
                             raise UserError(

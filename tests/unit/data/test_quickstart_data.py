@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,25 @@ import pytest
 from numpy.typing import NDArray
 
 from examples.quickstart_data import generate
-from examples.quickstart_data.schema import LABELS, LANGUAGES, Frame
+from examples.quickstart_data.compose import (
+    DEPENDENT,
+    FOLDER,
+    NEEDS_TAG,
+    compose,
+    fill,
+    front,
+    read_clauses,
+    read_families,
+)
+from examples.quickstart_data.frames import (
+    LABELS,
+    LANGUAGES,
+    SPLIT_LANGUAGES,
+    Frame,
+    FrameError,
+    load_frames,
+    sentences,
+)
 
 DATA = Path(__file__).resolve().parents[3] / "xsalt" / "data" / "quickstart"
 NAMES = ["train-en", *(f"{split}-{language}" for split in ("dev", "test") for language in LANGUAGES)]
@@ -129,21 +146,15 @@ def bins(base: Matrix) -> Matrix:
 
 
 def folds(rows: Sequence[Row], count: int = 5) -> list[tuple[list[Row], list[Row]]]:
-    """Split the training rows by frame, so that no template is on both sides."""
-    items = {}
-    frames = generate.load_frames("train")
-    for item in generate.choose_items(frames, ("en",), generate.SPLIT_ITEMS["train"], f"{generate.SEED}/train"):
-        for row in item.rows["en"]:
-            items[row.premise, row.hypothesis] = item.frame.removesuffix("-flipped")
-    order = sorted(set(items.values()))
-    np.random.default_rng(0).shuffle(order)
-    fold_of = {frame: index % count for index, frame in enumerate(order)}
-    parts = []
-    for fold in range(count):
-        held = [row for row in rows if fold_of[items[row[0], row[1]]] == fold]
-        rest = [row for row in rows if fold_of[items[row[0], row[1]]] != fold]
-        parts.append((rest, held))
-    return parts
+    """Split the training rows by frame, so that no sentence is on both sides."""
+    names = [frame.name for frame in compose("train")]
+    np.random.default_rng(0).shuffle(names)
+    fold_of = {name: index % count for index, name in enumerate(names)}
+    owner = {text: fold_of[frame.name] for frame in compose("train") for _, text in sentences(frame)}
+    return [
+        ([row for row in rows if owner[row[1]] != fold], [row for row in rows if owner[row[1]] == fold])
+        for fold in range(count)
+    ]
 
 
 def test_generator_reproduces_the_files(tmp_path: Path) -> None:
@@ -154,7 +165,7 @@ def test_generator_reproduces_the_files(tmp_path: Path) -> None:
 
 
 def test_another_seed_gives_other_rows() -> None:
-    frames = {"train": generate.load_frames("train")}
+    frames = {"train": compose("train")}
     assert generate.build(frames, seed=2) != generate.build(frames, seed=1)
 
 
@@ -171,47 +182,142 @@ def test_file_is_balanced_and_clean(files: dict[str, list[Row]], name: str) -> N
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_hypothesis_has_every_label_equally(files: dict[str, list[Row]], name: str) -> None:
-    by_label = [Counter(row[1] for row in files[name] if row[2] == label) for label in LABELS]
+@pytest.mark.parametrize("field", [0, 1])
+def test_each_sentence_has_every_label_once(files: dict[str, list[Row]], name: str, field: int) -> None:
+    by_label = [Counter(row[field] for row in files[name] if row[2] == label) for label in LABELS]
     assert by_label[0] == by_label[1] == by_label[2]
+    assert set(by_label[0].values()) == {1}
 
 
 @pytest.mark.parametrize("split", ["dev", "test"])
-def test_languages_are_row_parallel(split: str) -> None:
-    """Read language by language, every row comes from the same filling of the same template."""
-    frames = generate.load_frames(split)
-    built = generate.build({split: frames})
-    source: dict[tuple[str, str, str], set[tuple[str, str]]] = {}
-    items = generate.choose_items(frames, LANGUAGES, generate.SPLIT_ITEMS[split], f"{generate.SEED}/{split}")
-    for number, item in enumerate(items):
-        for language in LANGUAGES:
-            for row in item.rows[language]:
-                key = (language, row.premise, row.hypothesis)
-                source.setdefault(key, set()).add((str(number), row.label))
-    for index in range(len(built[f"{split}-en"])):
-        rows = {language: built[f"{split}-{language}"][index] for language in LANGUAGES}
-        origins = [source[language, row.premise, row.hypothesis] for language, row in rows.items()]
-        assert len(origins[0]) == 1
-        assert all(origin == origins[0] for origin in origins)
+def test_languages_are_row_parallel(files: dict[str, list[Row]], split: str) -> None:
+    """Row n is, in every language, the same premise and hypothesis of the same frame."""
+    place = {}
+    for frame in compose(split):
+        for number, question in enumerate(frame.questions):
+            for kind, texts in (("premise", question.premises), ("hypothesis", question.hypotheses)):
+                for language, pair in texts.items():
+                    place.update({(language, text): (frame.name, number, kind, v) for v, text in enumerate(pair)})
+    for index in range(len(files[f"{split}-en"])):
+        rows = {language: files[f"{split}-{language}"][index] for language in LANGUAGES}
+        origins = {(place[language, row[0]], place[language, row[1]], row[2]) for language, row in rows.items()}
+        assert len(origins) == 1
 
 
-def test_no_text_is_shared_between_splits(files: dict[str, list[Row]]) -> None:
-    sentences: dict[str, dict[str, set[str]]] = {}
+def test_no_sentence_is_shared_between_splits(files: dict[str, list[Row]]) -> None:
+    texts: dict[str, dict[str, set[str]]] = {}
     for name, rows in files.items():
         split, language = name.split("-")
-        sentences.setdefault(language, {})[split] = {text for row in rows for text in row[:2]}
-    for splits in sentences.values():
+        texts.setdefault(language, {})[split] = {text for row in rows for text in row[:2]}
+    for splits in texts.values():
         kinds = sorted(splits)
         for i, one in enumerate(kinds):
             for other in kinds[i + 1 :]:
                 assert splits[one].isdisjoint(splits[other])
-    templates = [
-        {text["en"] for frame in generate.load_frames(split) for _, text in generate.templates(frame)}
-        for split in ("train", "dev", "test")
-    ]
-    assert templates[0].isdisjoint(templates[1])
-    assert templates[0].isdisjoint(templates[2])
-    assert templates[1].isdisjoint(templates[2])
+
+
+def near(texts: Sequence[str], known: Sequence[str]) -> list[tuple[str, str]]:
+    """Texts that share at least half of their 4-grams of words with a known one."""
+
+    def grams(text: str) -> set[tuple[str, ...]]:
+        tokens = words(text)
+        return set(zip(tokens, tokens[1:], tokens[2:], tokens[3:]))
+
+    owners: dict[tuple[str, ...], set[str]] = {}
+    for text in known:
+        for gram in grams(text):
+            owners.setdefault(gram, set()).add(text)
+    found = []
+    for text in texts:
+        shared = Counter(other for gram in grams(text) for other in owners.get(gram, ()))
+        if shared and max(shared.values()) >= 0.5 * len(grams(text)) and len(grams(text)) >= 3:
+            found.append((text, shared.most_common(1)[0][0]))
+    return found
+
+
+def test_no_clause_of_dev_or_test_is_nearly_one_of_training() -> None:
+    """Held-out frames must not be rewordings of training frames."""
+    clauses = {
+        split: [
+            text.replace("{x}", "")
+            for clause in read_clauses(FOLDER / f"clauses_{split}.txt", SPLIT_LANGUAGES[split])
+            for text in clause.texts["en"]
+        ]
+        for split in SPLIT_LANGUAGES
+    }
+    assert not near([*clauses["dev"], *clauses["test"]], clauses["train"])
+    assert not near(clauses["test"], clauses["dev"])
+
+
+def test_no_situation_of_dev_or_test_is_nearly_one_of_training() -> None:
+    texts = {
+        split: [text for frame in load_frames(split) for language, text in sentences(frame) if language == "en"]
+        for split in SPLIT_LANGUAGES
+    }
+    assert not near([*texts["dev"], *texts["test"]], texts["train"])
+
+
+def test_situations_are_balanced_and_shallow_cues_do_not_solve_them() -> None:
+    files = {
+        name: [(row.premise, row.hypothesis, row.label) for row in rows]
+        for name, rows in generate.build({split: load_frames(split) for split in SPLIT_LANGUAGES}).items()
+    }
+    train, tests = files["train-en"], [files["dev-en"], files["test-en"]]
+    assert bag_accuracy(train, tests, field=1) == pytest.approx([1 / 3, 1 / 3])
+    assert bag_accuracy(train, tests, field=0) == pytest.approx([1 / 3, 1 / 3])
+    weights = softmax_fit(products(overlap_features(train)), targets(train), l2=1e-5, steps=400)
+    scores = [accuracy(products(overlap_features(rows)), targets(rows), weights) for rows in tests]
+    print("situations: overlap-only dev, test:", scores)
+    assert max(scores) < 0.5
+
+
+def test_a_frame_asks_only_what_is_independent() -> None:
+    """Families that say something about one another never meet in a frame, and tags are respected."""
+    families = {value["en"][0]: family for family in read_families(FOLDER / "values.txt") for value in family.values}
+    for split in SPLIT_LANGUAGES:
+        clauses = {
+            clause.name: clause for clause in read_clauses(FOLDER / f"clauses_{split}.txt", SPLIT_LANGUAGES[split])
+        }
+        for frame in compose(split):
+            clause = clauses[frame.name]
+            phrase_of = {
+                put(text, phrase): phrase for text in clause.texts["en"] for phrase in families for put in (fill, front)
+            }
+            asked = [families[phrase_of[question.hypotheses["en"][0]]].name for question in frame.questions]
+            assert len(set(asked)) == len(asked)
+            assert not [pair for pair in combinations(asked, 2) if frozenset(pair) in DEPENDENT]
+            assert {name for name in asked if name in NEEDS_TAG} <= clause.tags
+
+
+def test_some_premise_phrases_of_test_are_new() -> None:
+    """The last premise phrase of each value is kept out of training."""
+    last = {value["en"][-1] for family in read_families(FOLDER / "values.txt") for value in family.values}
+    share = {}
+    for split in SPLIT_LANGUAGES:
+        premises = [text for frame in compose(split) for q in frame.questions for text in q.premises["en"]]
+        share[split] = np.mean([any(phrase in premise for phrase in last) for premise in premises])
+    print("share of premises with a phrase that training lacks:", share)
+    assert share["train"] == 0
+    assert 0.15 < share["test"] < 0.25
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("values.txt", "family season knowledge", "family season seasonal", "values.txt:.*unknown relation 'seasonal'"),
+        ("values.txt", "in summer | in July", "in summer | in summer", "values.txt:.*five different phrases"),
+        ("clauses_test.txt", "{x}. |", ". |", "clauses_test.txt:.*needs {x} once"),
+        ("clauses_test.txt", "\nen | ", "\nxx | ", "clauses_test.txt:.*expected 'LL"),
+        ("clauses_test.txt", "\nzh | ", "\n# ", "clauses_test.txt: .* is not in all of"),
+    ],
+)
+def test_a_broken_clause_or_value_is_named(tmp_path: Path, file: str, old: str, new: str, message: str) -> None:
+    for name in ("values.txt", "clauses_test.txt"):
+        text = (FOLDER / name).read_text(encoding="utf-8")
+        assert name != file or old in text
+        (tmp_path / name).write_text(text.replace(old, new, 1) if name == file else text, encoding="utf-8")
+    with pytest.raises(FrameError, match=message):
+        compose("test", tmp_path)
 
 
 def test_hypothesis_alone_is_at_chance(files: dict[str, list[Row]]) -> None:
@@ -220,18 +326,10 @@ def test_hypothesis_alone_is_at_chance(files: dict[str, list[Row]]) -> None:
     assert max(scores) < 0.5
 
 
-def test_premise_alone_is_far_from_enough(files: dict[str, list[Row]]) -> None:
-    """Premises come in few kinds, so some say more than they should; the README of the set gives the figures."""
+def test_premise_alone_is_at_chance(files: dict[str, list[Row]]) -> None:
     scores = bag_accuracy(files["train-en"], [files["dev-en"], files["test-en"]], field=0)
     print("premise-only dev, test:", scores)
-    assert max(scores) < 0.7
-
-
-def test_premise_alone_is_weak_on_unseen_training_frames(files: dict[str, list[Row]]) -> None:
-    parts = [(bag_accuracy(rest, [held], field=0)[0], len(held)) for rest, held in folds(files["train-en"], 3)]
-    score = sum(value * size for value, size in parts) / sum(size for _, size in parts)
-    print("premise-only, train by frame:", score)
-    assert score < 0.55
+    assert max(scores) < 0.4
 
 
 @pytest.mark.parametrize("expand", [products, bins])
@@ -255,89 +353,75 @@ def test_negation_words_are_spread_over_the_labels(files: dict[str, list[Row]]) 
     assert max(counts.values()) < 0.5 * total
 
 
-def small_frame() -> Frame:
-    def every(text: str) -> dict[str, str]:
-        return {"en": text}
+FRAME = """\
+# a comment
 
-    return Frame(
-        name="small",
-        relation="time",
-        hypothesis=every("{who} is at work."),
-        entailment=(every("{who} came to work and is still there."),),
-        neutral=(every("{who} has a new job."),),
-        contradiction=(every("{who} has gone home."),),
-        slots={"who": (every("Tom"), every("Anna"))},
-    )
+frame small
+question time
+en | Tom is at work. | Tom has just come to work and sits at his desk. | Tom is at home. | Tom came home an hour ago.
+question lexical
+en | Tom wears a shirt. | The shirt that Tom has on is blue. | Tom wears a coat. | Tom has buttoned up his coat.
+"""
 
 
-def test_a_good_frame_passes() -> None:
-    frame = small_frame()
-    generate.check_frames({"train": [frame]})
-    items = generate.make_items(frame, ("en",), 5, "0")
-    assert len(items) == 2
-    assert {row.label for row in items[0].rows["en"]} == set(LABELS)
+def load(tmp_path: Path, text: str, split: str = "train") -> list[Frame]:
+    (tmp_path / f"{split}_1.txt").write_text(text, encoding="utf-8")
+    return list(load_frames(split, tmp_path))
+
+
+def test_a_good_frame_gives_each_hypothesis_every_label(tmp_path: Path) -> None:
+    rows = generate.build({"train": load(tmp_path, FRAME)})["train-en"]
+    assert len(rows) == 12
+    work = {row.label: row.premise for row in rows if row.hypothesis == "Tom is at work."}
+    assert work["entailment"] == "Tom has just come to work and sits at his desk."
+    assert work["contradiction"] == "Tom came home an hour ago."
+    assert work["neutral"] in ("The shirt that Tom has on is blue.", "Tom has buttoned up his coat.")
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("old", "new", "message"),
     [
-        ({"relation": "colour"}, "unknown relation"),
-        ({"neutral": ()}, "no premise for neutral"),
-        ({"neutral": ({"de": "{who} hat eine neue Stelle."},)}, "no text for en"),
-        ({"hypothesis": {"en": "{who} is at work.", "xx": "{who} is at work."}}, "unknown language xx"),
-        ({"hypothesis": {"en": "{who} is at work.", "de": "Er ist bei der Arbeit."}}, "has the slots"),
-        ({"hypothesis": {"en": "{who} is at work.", "de": "{who} is at work."}}, "same text for two languages"),
-        ({"hypothesis": {"en": "{who} is at work.", "ru": "{who} is not at work."}}, "not written in cyrillic"),
-        ({"hypothesis": {"en": "{name} is at work."}}, "undefined slot name"),
-        ({"hypothesis": {"en": "{who is at work."}}, "bad braces"),
-        ({"hypothesis": {"en": "{who} is }} at work."}}, "stray brace"),
-        ({"hypothesis": {"en": "{who!r} is at work."}}, "bad slot"),
-        ({"hypothesis": {"en": "{who} is  at work."}}, "double space"),
-        ({"hypothesis": {"en": "{who} is\tat work."}}, "tab"),
-        ({"hypothesis": {"en": " {who} is at work."}}, "white space at an end"),
-        ({"slots": {"who": ()}}, "has no values"),
-        ({"slots": {"who": ({"de": "Anna"},)}}, "no text for en"),
-        ({"slots": {"who": ({"en": "Anna"},), "day": ({"en": "Monday"},)}}, "unused slot day"),
-        ({"slots": {"who": ({"en": "{Anna}"},)}}, "brace in the value"),
+        ("question time", "question colour", "train_1.txt:4: unknown relation 'colour'"),
+        ("en | Tom is", "de | Tom is", "train_1.txt:5: language 'de' is unknown here"),
+        ("en | Tom wears", "en | Tom | wears", "train_1.txt:7: 5 sentences, expected 4"),
+        ("en | Tom is", "en |  Tom is", "train_1.txt:5: empty, or white space"),
+        ("wears a shirt.", "wears  a shirt.", "train_1.txt:7: empty, or white space"),
+        ("Tom wears a shirt.", "Том носит рубашку.", "train_1.txt:7: not written in latin script"),
+        ("frame small", "frame Small Frame", "train_1.txt:3: bad frame name"),
+        ("frame small\n", "", "train_1.txt:3: a question before the first frame"),
+        ("question time\n", "", "train_1.txt:4: a sentence before the first question"),
+        ("question lexical\nen", "question lexical\n# en", "small: question 2 has no text for en"),
+        ("Tom wears a shirt.", "Tom is at work.", "train: small: 'Tom is at work.' .en. is also in train: small"),
     ],
 )
-def test_a_broken_frame_is_named(change: dict[str, object], message: str) -> None:
-    broken = replace(small_frame(), **change)  # type: ignore[arg-type]
-    with pytest.raises(generate.FrameError, match=f"small.*{message}"):
-        generate.check_frames({"train": [broken]})
+def test_a_broken_frame_is_named(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in FRAME
+    with pytest.raises(FrameError, match=message):
+        generate.build({"train": load(tmp_path, FRAME.replace(old, new, 1))})
 
 
-def test_dev_needs_every_language() -> None:
-    with pytest.raises(generate.FrameError, match="no text for ar, bg"):
-        generate.check_frames({"dev": [small_frame()]})
+def test_one_question_is_not_a_frame(tmp_path: Path) -> None:
+    with pytest.raises(FrameError, match="small: 1 questions, expected at least 2"):
+        load(tmp_path, FRAME[: FRAME.index("question lexical")])
 
 
-def test_names_and_templates_are_unique(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate, "SPLIT_LANGUAGES", {"train": ("en",), "dev": ("en",)})
-    frame = small_frame()
-    with pytest.raises(generate.FrameError, match="used twice"):
-        generate.check_frames({"train": [frame, frame]})
-    generate.check_frames({"train": [frame, replace(frame, name="other")]})
-    with pytest.raises(generate.FrameError, match="repeats hypothesis of small in train"):
-        generate.check_frames({"train": [frame], "dev": [replace(frame, name="other")]})
+def test_dev_needs_every_language(tmp_path: Path) -> None:
+    with pytest.raises(FrameError, match="small: question 1 has no text for ar, bg"):
+        load(tmp_path, FRAME, "dev")
 
 
-def test_one_premise_cannot_have_two_labels() -> None:
-    frame = small_frame()
-    with pytest.raises(generate.FrameError, match="one premise for two labels"):
-        generate.make_items(replace(frame, neutral=frame.entailment), ("en",), 5, "0")
-    with pytest.raises(generate.FrameError, match="the premise is the hypothesis"):
-        generate.make_items(replace(frame, entailment=(frame.hypothesis,)), ("en",), 5, "0")
-
-
-def test_too_few_fillings_are_reported() -> None:
-    with pytest.raises(generate.FrameError, match="2 items, but 1500 are wanted"):
-        generate.build({"train": [small_frame()]})
+def test_names_are_unique_over_splits(tmp_path: Path) -> None:
+    frames = load(tmp_path, FRAME)
+    with pytest.raises(FrameError, match="dev: small: the name is used twice, also in train"):
+        generate.build({"train": frames, "dev": frames})
 
 
 def test_command_line_reports_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(generate, "load_frames", lambda split: (small_frame(),))
+    def broken(split: str) -> None:
+        raise FrameError("train_1.txt:1: bad")
+
+    monkeypatch.setitem(generate.SETS, "composed", broken)  # type: ignore[arg-type]
     with pytest.raises(SystemExit) as raised:
-        generate.main(["--out", str(tmp_path), "--splits", "train"])
+        generate.main(["--out", str(tmp_path / "out"), "--splits", "train"])
     assert raised.value.code == 1
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,292 @@
+"""The fused kernels for the CPU, built from ``kernels.cpp`` by setup.py; called through ctypes with raw pointers.
+
+One source, three builds: for AVX-512, for AVX2, and for any processor. ``library()`` loads the best that is there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, c_float, c_int64, c_uint32, c_void_p
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from xsalt.kernels.philox import SiteKey
+
+BUILDS = {"AVX512": ("avx512", "avx2", "base"), "AVX2": ("avx2", "base")}
+"""What PyTorch calls the processor's capability -> the builds that run there, best first."""
+
+
+class _Key(Structure):
+    _fields_ = (("k0", c_uint32), ("k1", c_uint32), ("threshold", c_uint32), ("scale", c_float))
+
+
+class _Embed(Structure):
+    _fields_ = (
+        ("table", c_void_p),
+        ("table_type", c_int64),
+        ("T", c_int64),
+        ("D", c_int64),
+        ("row", c_void_p),
+        ("other", c_void_p),
+        ("r", c_void_p),
+        ("r_row", c_void_p),
+        ("r_width", c_int64),
+        ("position_table", c_void_p),
+        ("position", c_void_p),
+        ("type_table", c_void_p),
+        ("type", c_void_p),
+        ("gamma", c_void_p),
+        ("beta", c_void_p),
+        ("eps", c_float),
+        ("token", c_void_p),
+        ("key", _Key),
+        ("mean", c_void_p),
+        ("rstd", c_void_p),
+    )
+
+
+class _EmbedGrads(Structure):
+    _fields_ = tuple((name, c_void_p) for name in ("slot", "other_slot", "table", "position", "type", "gamma", "beta"))
+
+
+class _Norm(Structure):
+    _fields_ = (
+        ("T", c_int64),
+        ("D", c_int64),
+        ("gamma", c_void_p),
+        ("beta", c_void_p),
+        ("eps", c_float),
+        ("token", c_void_p),
+        ("key", _Key),
+        ("sum", c_void_p),
+        ("mean", c_void_p),
+        ("rstd", c_void_p),
+    )
+
+
+class _Attention(Structure):
+    _fields_ = (
+        ("B", c_int64),
+        ("H", c_int64),
+        ("S", c_int64),
+        ("d", c_int64),
+        ("offset", c_void_p),
+        ("scale", c_float),
+        ("token", c_void_p),
+        ("key", _Key),
+    )
+
+
+_SIGNATURES = {
+    "xsalt_embed_forward": (POINTER(_Embed), c_int64, c_void_p),
+    "xsalt_embed_backward": (POINTER(_Embed), c_int64, c_void_p, POINTER(_EmbedGrads)),
+    "xsalt_norm_forward": (POINTER(_Norm), c_void_p, c_int64, c_void_p, c_void_p, c_void_p),
+    "xsalt_norm_backward": (POINTER(_Norm), c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_void_p),
+    "xsalt_pad_heads": (POINTER(_Attention), c_int64, c_int64, c_void_p, c_void_p),
+    "xsalt_pack_heads": (POINTER(_Attention), c_int64, c_int64, c_void_p, c_void_p),
+    "xsalt_softmax_forward": (POINTER(_Attention), c_int64, c_void_p, c_void_p, c_void_p),
+    "xsalt_softmax_backward": (POINTER(_Attention), c_int64, c_void_p, c_void_p, c_void_p),
+    "xsalt_mask": (c_int64, c_int64, c_int64, c_void_p, _Key, c_void_p),
+}
+
+
+@cache
+def library() -> tuple[ctypes.CDLL | None, str]:
+    """The loaded library and the name of its build, or None and why there is none."""
+    reason = "not built: no C++ compiler when xsalt was installed"
+    for build in BUILDS.get(torch.backends.cpu.get_cpu_capability(), ("base",)):
+        for path in sorted(Path(__file__).parent.glob(f"_{build}.*")):
+            if path.suffix not in (".so", ".pyd", ".dylib"):
+                continue
+            try:  # OpenMP's functions are those of the library that PyTorch has loaded: one set of threads for both
+                loaded = ctypes.CDLL(str(path))
+            except OSError as error:
+                reason = f"{path.name} does not load: {error}"
+                continue
+            for name, arguments in _SIGNATURES.items():
+                function = getattr(loaded, name)
+                function.argtypes, function.restype = arguments, None
+            return loaded, build
+    return None, reason
+
+
+def _at(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _type(tensor: Tensor) -> int:
+    return {torch.float32: 0, torch.bfloat16: 1}[tensor.dtype]
+
+
+def _key(key: SiteKey | None) -> _Key:
+    return _Key(0, 0, 0, 1.0) if key is None else _Key(key.k0, key.k1, key.threshold, key.scale)
+
+
+def _token(key: SiteKey | None) -> int | None:
+    return None if key is None else key.token_T3.data_ptr()
+
+
+def _lib() -> ctypes.CDLL:
+    loaded, reason = library()
+    if loaded is None:
+        raise RuntimeError(f"the kernels for the CPU cannot be used: {reason}")
+    return loaded
+
+
+def keep_mask(key: SiteKey, width: int, heads: int = 0) -> Tensor:
+    """The masks as ``philox.keep_hidden`` (heads = 0) and ``philox.keep_attention`` define them."""
+    T = len(key.token_T3)
+    keep = torch.empty((heads, T, width) if heads else (T, width), dtype=torch.bool)
+    _lib().xsalt_mask(T, width, heads, key.token_T3.data_ptr(), _key(key), keep.data_ptr())
+    return keep
+
+
+class EmbedCall:
+    """The arguments that the forward and the backward pass of the embedding share.
+
+    ``inputs``: table, row, other, r, row of r, position table, position, type table, type, gamma, beta as
+    ``xsalt::embed`` takes them, all contiguous.
+    """
+
+    def __init__(
+        self, inputs: Sequence[Tensor | None], eps: float, key: SiteKey | None, mean_T: Tensor, rstd_T: Tensor
+    ) -> None:
+        table, row, other, r, r_row, position_table, position, type_table, type_, gamma, beta = inputs
+        assert table is not None
+        assert row is not None
+        self.arguments = _Embed(
+            _at(table),
+            _type(table),
+            len(row),
+            table.shape[1],
+            _at(row),
+            _at(other),
+            _at(r),
+            _at(r_row),
+            1 if r is None else r.shape[1],
+            _at(position_table),
+            _at(position),
+            _at(type_table),
+            _at(type_),
+            _at(gamma),
+            _at(beta),
+            eps,
+            _token(key),
+            _key(key),
+            _at(mean_T),
+            _at(rstd_T),
+        )
+
+    def forward(self, out_TD: Tensor) -> None:
+        """Fills ``out_TD`` and the mean and 1 / standard deviation of each token."""
+        _lib().xsalt_embed_forward(ctypes.byref(self.arguments), _type(out_TD), out_TD.data_ptr())
+
+    def backward(
+        self,
+        grad_TD: Tensor,
+        slot_T: Tensor,
+        other_slot_T: Tensor | None,
+        table: Tensor,
+        position: Tensor,
+        type_: Tensor | None,
+        gamma: Tensor,
+        beta: Tensor,
+    ) -> None:
+        """Adds the gradients to ``table`` (at the slots), ``position``, ``type_``, ``gamma`` and ``beta``, float32."""
+        grads = _EmbedGrads(*(_at(t) for t in (slot_T, other_slot_T, table, position, type_, gamma, beta)))
+        _lib().xsalt_embed_backward(
+            ctypes.byref(self.arguments), _type(grad_TD), grad_TD.data_ptr(), ctypes.byref(grads)
+        )
+
+
+def norm_forward(
+    residual_TD: Tensor, y_TD: Tensor, gamma_D: Tensor, beta_D: Tensor, eps: float, key: SiteKey | None, low: bool
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+    """LayerNorm(residual + dropout(y)): out_TD, the same in bfloat16 (``low``) or None, sum_TD, mean_T, rstd_T."""
+    T, D = y_TD.shape
+    sum_TD, out_TD = torch.empty_like(residual_TD), torch.empty_like(residual_TD)
+    out16_TD = torch.empty(T, D, dtype=torch.bfloat16) if low else None
+    mean_T, rstd_T = torch.empty(T), torch.empty(T)
+    arguments = _Norm(
+        T, D, _at(gamma_D), _at(beta_D), eps, _token(key), _key(key), _at(sum_TD), _at(mean_T), _at(rstd_T)
+    )
+    _lib().xsalt_norm_forward(
+        ctypes.byref(arguments), _at(residual_TD), _type(y_TD), _at(y_TD), _at(out_TD), _at(out16_TD)
+    )
+    return out_TD, out16_TD, sum_TD, mean_T, rstd_T
+
+
+def norm_backward(
+    grad_TD: Tensor | None,
+    grad16_TD: Tensor | None,
+    sum_TD: Tensor,
+    mean_T: Tensor,
+    rstd_T: Tensor,
+    gamma_D: Tensor,
+    eps: float,
+    key: SiteKey | None,
+    y_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of residual, y, gamma and beta from those of the two outputs, either of which may be None."""
+    T, D = sum_TD.shape
+    grad_residual_TD, grad_y_TD = torch.empty_like(sum_TD), torch.empty(T, D, dtype=y_dtype)
+    grad_gamma_D, grad_beta_D = torch.zeros(D), torch.zeros(D)
+    arguments = _Norm(T, D, _at(gamma_D), None, eps, _token(key), _key(key), _at(sum_TD), _at(mean_T), _at(rstd_T))
+    _lib().xsalt_norm_backward(
+        ctypes.byref(arguments),
+        _at(grad_TD),
+        _at(grad16_TD),
+        _at(grad_residual_TD),
+        _type(grad_y_TD),
+        _at(grad_y_TD),
+        _at(grad_gamma_D),
+        _at(grad_beta_D),
+    )
+    return grad_residual_TD, grad_y_TD, grad_gamma_D, grad_beta_D
+
+
+class AttentionCall:
+    """The steps around attention's matrix products, for sequences ``offset_B1`` of packed tokens."""
+
+    def __init__(self, offset_B1: Tensor, heads: int, longest: int, head_width: int, key: SiteKey | None) -> None:
+        self.shape = (len(offset_B1) - 1, heads, longest, head_width)
+        self.alive = (offset_B1, key)  # the arguments point into them
+        scale = head_width**-0.5
+        self.arguments = _Attention(*self.shape, _at(offset_B1), scale, _token(key), _key(key))
+
+    def pad(self, packed_TX: Tensor, parts: int) -> Tensor:
+        """(T, parts * H * d) -> (parts, B * H, S, d), zeros where there is no token."""
+        B, H, S, d = self.shape
+        padded = packed_TX.new_empty(parts, B * H, S, d)
+        _lib().xsalt_pad_heads(
+            ctypes.byref(self.arguments), parts, _type(packed_TX), packed_TX.data_ptr(), padded.data_ptr()
+        )
+        return padded
+
+    def pack(self, padded: Tensor, parts: int, tokens: int) -> Tensor:
+        """The reverse of ``pad``."""
+        packed = padded.new_empty(tokens, parts * self.shape[1] * self.shape[3])
+        _lib().xsalt_pack_heads(
+            ctypes.byref(self.arguments), parts, _type(padded), padded.data_ptr(), packed.data_ptr()
+        )
+        return packed
+
+    def softmax(self, score: Tensor) -> tuple[Tensor, Tensor]:
+        """softmax(score / sqrt(d)) over the tokens of each sequence, without and with dropout; (B * H, S, S)."""
+        weight = torch.empty_like(score)
+        used = torch.empty_like(score) if self.arguments.key.threshold else weight
+        _lib().xsalt_softmax_forward(
+            ctypes.byref(self.arguments), _type(score), score.data_ptr(), weight.data_ptr(), used.data_ptr()
+        )
+        return weight, used
+
+    def softmax_backward_(self, weight: Tensor, grad_used: Tensor) -> Tensor:
+        """The gradient of the scores, written over ``grad_used``."""
+        _lib().xsalt_softmax_backward(
+            ctypes.byref(self.arguments), _type(weight), weight.data_ptr(), grad_used.data_ptr(), grad_used.data_ptr()
+        )
+        return grad_used

@@ -1,0 +1,696 @@
+// The fused kernels for the CPU: embedding mixup, dropout + residual + LayerNorm, softmax + dropout of attention.
+//
+// Plain C++ over raw pointers, so that building needs no torch; xsalt/kernels/cpu/__init__.py calls the functions through
+// ctypes. What each must compute is written in PyTorch in xsalt/kernels/reference.py.
+//
+// Shapes in names: T tokens, D width, S longest sequence. Every result is the same for any number of threads: rows are
+// independent, and sums over tokens are made column by column in token order.
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace {
+
+// ---------------------------------------------------------------------------------------------------- number formats
+
+using bf16 = uint16_t;
+
+inline float to_float(float x) { return x; }
+
+inline float to_float(bf16 x) {
+    uint32_t bits = static_cast<uint32_t>(x) << 16;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+inline void store(float *at, float x) { *at = x; }
+
+inline void store(bf16 *at, float x) {  // round to nearest, ties to even, as PyTorch does
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    *at = static_cast<bf16>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+}
+
+// ------------------------------------------------------------------------------------------------------ dropout masks
+
+// Philox-4x32-10 (Salmon et al., SC 2011) on LANES counters (first + lane, c1, c2, c3) at once. A call gives 128 bits a
+// lane: eight 16-bit numbers, so `draws` holds the numbers of 8 * LANES neighbouring elements in their order.
+constexpr int LANES = 16;
+constexpr int DRAWS = 8 * LANES;
+
+struct Key {  // key of a dropout site at one update
+    uint32_t k0, k1;
+    uint32_t threshold;  // an element is kept if its number is at least this; 0: no dropout
+    float scale;
+};
+
+inline void philox(uint32_t first, const uint32_t *token, const Key &key, uint16_t *draws) {
+    uint32_t c0[LANES], c1[LANES], c2[LANES], c3[LANES];
+    for (int l = 0; l < LANES; ++l) {
+        c0[l] = first + static_cast<uint32_t>(l);
+        c1[l] = token[0];
+        c2[l] = token[1];
+        c3[l] = token[2];
+    }
+    uint32_t k0 = key.k0, k1 = key.k1;
+    for (int round = 0; round < 10; ++round) {
+#pragma omp simd
+        for (int l = 0; l < LANES; ++l) {
+            uint64_t p0 = static_cast<uint64_t>(c0[l]) * 0xD2511F53u;
+            uint64_t p1 = static_cast<uint64_t>(c2[l]) * 0xCD9E8D57u;
+            c0[l] = static_cast<uint32_t>(p1 >> 32) ^ c1[l] ^ k0;
+            c2[l] = static_cast<uint32_t>(p0 >> 32) ^ c3[l] ^ k1;
+            c1[l] = static_cast<uint32_t>(p1);
+            c3[l] = static_cast<uint32_t>(p0);
+        }
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    for (int l = 0; l < LANES; ++l) {
+        for (int half = 0; half < 2; ++half) {
+            draws[8 * l + half] = static_cast<uint16_t>(c0[l] >> (16 * half));
+            draws[8 * l + 2 + half] = static_cast<uint16_t>(c1[l] >> (16 * half));
+            draws[8 * l + 4 + half] = static_cast<uint16_t>(c2[l] >> (16 * half));
+            draws[8 * l + 6 + half] = static_cast<uint16_t>(c3[l] >> (16 * half));
+        }
+    }
+}
+
+// factor[i] = scale or 0 for elements i in [begin, end) of a row; `counter` is added to the block number i / 8.
+inline void dropout_factors(int64_t begin, int64_t end, uint32_t counter, const uint32_t *token, const Key &key,
+                            float *factor) {
+    uint16_t draws[DRAWS];
+    int64_t start = begin / DRAWS * DRAWS;
+    for (int64_t base = start; base < end; base += DRAWS) {
+        philox(counter + static_cast<uint32_t>(base / 8), token, key, draws);
+        int64_t from = std::max(begin, base), to = std::min(end, base + DRAWS);
+        for (int64_t i = from; i < to; ++i) factor[i - begin] = draws[i - base] >= key.threshold ? key.scale : 0.0f;
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------------- pieces
+
+inline int threads_for(int64_t elements) {  // small work is not worth waking threads for
+#ifdef _OPENMP
+    if (omp_in_parallel()) return 1;
+    return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(omp_get_max_threads(), elements / 8192)));
+#else
+    (void)elements;
+    return 1;
+#endif
+}
+
+inline void moments(const float *x_D, int64_t D, float eps, float *mean, float *rstd) {
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t d = 0; d < D; ++d) sum += x_D[d];
+    float m = sum / static_cast<float>(D), squares = 0.0f;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t d = 0; d < D; ++d) squares += (x_D[d] - m) * (x_D[d] - m);
+    *mean = m;
+    *rstd = 1.0f / std::sqrt(squares / static_cast<float>(D) + eps);
+}
+
+template <typename W>
+struct Embedding {  // what a token's embedding is made of
+    const W *table_AD;
+    int64_t D;
+    const int64_t *row_T, *other_T;       // other_T: null without mixup
+    const float *r;                       // (R, D) or (R, 1)
+    const int64_t *r_row_T;               // row of r for each token; null: the token itself
+    int64_t r_width;
+    const float *position_PD, *type_YD;   // type_YD: null for none
+    const int64_t *position_T, *type_T;   // type_T: null means row 0 for all
+
+    inline float weight(int64_t t, int64_t d) const {
+        int64_t row = r_row_T ? r_row_T[t] : t;
+        return r[row * r_width + (r_width == 1 ? 0 : d)];
+    }
+
+    // x[d] for d in [begin, end)
+    inline void gather(int64_t t, int64_t begin, int64_t end, float *x) const {
+        const W *a = table_AD + row_T[t] * D;
+        const float *p = position_PD + position_T[t] * D;
+        const float *y = type_YD ? type_YD + (type_T ? type_T[t] : 0) * D : nullptr;
+        if (other_T && other_T[t] != row_T[t]) {
+            const W *b = table_AD + other_T[t] * D;
+            const float *w = r + (r_row_T ? r_row_T[t] : t) * r_width;
+            const int64_t step = r_width == 1 ? 0 : 1;
+#pragma omp simd
+            for (int64_t d = begin; d < end; ++d) {
+                float source = to_float(a[d]), other = to_float(b[d]), share = w[step * d], gap = source - other;
+                // as torch.lerp: exact at both ends
+                x[d - begin] = share < 0.5f ? other + share * gap : source - gap * (1.0f - share);
+            }
+        } else {
+#pragma omp simd
+            for (int64_t d = begin; d < end; ++d) x[d - begin] = to_float(a[d]);
+        }
+#pragma omp simd
+        for (int64_t d = begin; d < end; ++d) x[d - begin] += p[d];
+        if (y) {
+#pragma omp simd
+            for (int64_t d = begin; d < end; ++d) x[d - begin] += y[d];
+        }
+    }
+};
+
+// ------------------------------------------------------------------------------------------- embedding mixup + LayerNorm
+
+template <typename W, typename O>
+void embed_forward(const Embedding<W> &e, int64_t T, const float *gamma_D, const float *beta_D, float eps,
+                   const uint32_t *token_T3, Key key, O *out_TD, float *mean_T, float *rstd_T) {
+    const int64_t D = e.D;
+#pragma omp parallel num_threads(threads_for(T *D))
+    {
+        std::vector<float> x(D), factor(D, 1.0f);
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < T; ++t) {
+            e.gather(t, 0, D, x.data());
+            moments(x.data(), D, eps, &mean_T[t], &rstd_T[t]);
+            if (key.threshold) dropout_factors(0, D, 0, token_T3 + 3 * t, key, factor.data());
+            const float m = mean_T[t], s = rstd_T[t];
+            const float *x_D = x.data(), *f_D = factor.data();
+            O *out_D = out_TD + t * D;
+#pragma omp simd
+            for (int64_t d = 0; d < D; ++d) store(out_D + d, ((x_D[d] - m) * s * gamma_D[d] + beta_D[d]) * f_D[d]);
+        }
+    }
+}
+
+// Two passes: the two sums over D that LayerNorm's gradient needs, token by token; then all gradients, each thread in
+// columns of its own, so that no two threads add to one place and the order of additions is that of the tokens.
+template <typename W, typename O>
+void embed_backward(const Embedding<W> &e, int64_t T, const float *gamma_D, const uint32_t *token_T3, Key key,
+                    const float *mean_T, const float *rstd_T, const O *grad_TD, const int64_t *slot_T,
+                    const int64_t *other_slot_T, float *grad_table, float *grad_position, float *grad_type,
+                    float *grad_gamma_D, float *grad_beta_D) {
+    const int64_t D = e.D;
+    std::vector<float> sum_T(T), product_T(T);
+    const int threads = threads_for(T * D);
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> x(D), factor(D, 1.0f);
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < T; ++t) {
+            e.gather(t, 0, D, x.data());
+            if (key.threshold) dropout_factors(0, D, 0, token_T3 + 3 * t, key, factor.data());
+            const float m = mean_T[t], s = rstd_T[t];
+            const float *x_D = x.data(), *f_D = factor.data();
+            const O *g_D = grad_TD + t * D;
+            float sum = 0.0f, product = 0.0f;
+#pragma omp simd reduction(+ : sum, product)
+            for (int64_t d = 0; d < D; ++d) {
+                float g = to_float(g_D[d]) * f_D[d] * gamma_D[d];
+                sum += g;
+                product += g * ((x_D[d] - m) * s);
+            }
+            sum_T[t] = sum / static_cast<float>(D);
+            product_T[t] = product / static_cast<float>(D);
+        }
+    }
+    const int64_t chunk = std::max<int64_t>(16, ((D + threads - 1) / threads + 15) / 16 * 16);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t begin = 0; begin < D; begin += chunk) {
+        const int64_t end = std::min(D, begin + chunk), width = end - begin;
+        std::vector<float> x(width), factor(width, 1.0f), dx(width);
+        for (int64_t t = 0; t < T; ++t) {
+            e.gather(t, begin, end, x.data());
+            if (key.threshold) dropout_factors(begin, end, 0, token_T3 + 3 * t, key, factor.data());
+            const float m = mean_T[t], s = rstd_T[t], sum = sum_T[t], product = product_T[t];
+            const O *g_D = grad_TD + t * D + begin;
+            const float *gamma = gamma_D + begin;
+            float *gamma_out = grad_gamma_D + begin, *beta_out = grad_beta_D + begin;
+            float *position_out = grad_position + e.position_T[t] * D + begin;
+            float *x_W = x.data(), *f_W = factor.data(), *dx_W = dx.data();
+#pragma omp simd
+            for (int64_t d = 0; d < width; ++d) {
+                float g = to_float(g_D[d]) * f_W[d], normed = (x_W[d] - m) * s;
+                gamma_out[d] += g * normed;
+                beta_out[d] += g;
+                dx_W[d] = s * (g * gamma[d] - sum - normed * product);
+                position_out[d] += dx_W[d];
+            }
+            if (grad_type) {
+                float *type_out = grad_type + (e.type_T ? e.type_T[t] : 0) * D + begin;
+#pragma omp simd
+                for (int64_t d = 0; d < width; ++d) type_out[d] += dx_W[d];
+            }
+            float *row_out = grad_table + slot_T[t] * D + begin;
+            if (e.other_T && e.other_T[t] != e.row_T[t]) {
+                float *other_out = grad_table + other_slot_T[t] * D + begin;
+                const float *w = e.r + (e.r_row_T ? e.r_row_T[t] : t) * e.r_width + (e.r_width == 1 ? 0 : begin);
+                const int64_t step = e.r_width == 1 ? 0 : 1;
+#pragma omp simd
+                for (int64_t d = 0; d < width; ++d) {
+                    row_out[d] += w[step * d] * dx_W[d];
+                    other_out[d] += (1.0f - w[step * d]) * dx_W[d];
+                }
+            } else {
+#pragma omp simd
+                for (int64_t d = 0; d < width; ++d) row_out[d] += dx_W[d];
+            }
+        }
+    }
+}
+
+// -------------------------------------------------------------------------------------- dropout + residual + LayerNorm
+
+// sum = residual + dropout(y); out = LayerNorm(sum), in float32 and, if asked for, bfloat16 for the next product.
+template <typename Y>
+void norm_forward(int64_t T, int64_t D, const float *residual_TD, const Y *y_TD, const float *gamma_D,
+                  const float *beta_D, float eps, const uint32_t *token_T3, Key key, float *sum_TD, float *out_TD,
+                  bf16 *out16_TD, float *mean_T, float *rstd_T) {
+#pragma omp parallel num_threads(threads_for(T *D))
+    {
+        std::vector<float> factor(D, 1.0f);
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < T; ++t) {
+            if (key.threshold) dropout_factors(0, D, 0, token_T3 + 3 * t, key, factor.data());
+            const float *residual = residual_TD + t * D, *f_D = factor.data();
+            const Y *y = y_TD + t * D;
+            float *sum = sum_TD + t * D, *out = out_TD + t * D;
+#pragma omp simd
+            for (int64_t d = 0; d < D; ++d) sum[d] = residual[d] + to_float(y[d]) * f_D[d];
+            moments(sum, D, eps, &mean_T[t], &rstd_T[t]);
+            const float m = mean_T[t], s = rstd_T[t];
+#pragma omp simd
+            for (int64_t d = 0; d < D; ++d) out[d] = (sum[d] - m) * s * gamma_D[d] + beta_D[d];
+            if (out16_TD) {
+                bf16 *out16 = out16_TD + t * D;
+#pragma omp simd
+                for (int64_t d = 0; d < D; ++d) store(out16 + d, out[d]);
+            }
+        }
+    }
+}
+
+template <typename Y>
+void norm_backward(int64_t T, int64_t D, const float *sum_TD, const float *gamma_D, const float *mean_T,
+                   const float *rstd_T, const uint32_t *token_T3, Key key, const float *grad_TD, const bf16 *grad16_TD,
+                   float *grad_residual_TD, Y *grad_y_TD, float *grad_gamma_D, float *grad_beta_D) {
+    const int threads = threads_for(T * D);
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> factor(D, 1.0f), g(D);
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < T; ++t) {
+            if (key.threshold) dropout_factors(0, D, 0, token_T3 + 3 * t, key, factor.data());
+            const float m = mean_T[t], s = rstd_T[t];
+            const float *x = sum_TD + t * D, *f_D = factor.data();
+            float *g_D = g.data(), *dx = grad_residual_TD + t * D;
+            const float *grad = grad_TD ? grad_TD + t * D : nullptr;
+            const bf16 *grad16 = grad16_TD ? grad16_TD + t * D : nullptr;
+            for (int64_t d = 0; d < D; ++d) g_D[d] = grad ? grad[d] : 0.0f;
+            if (grad16) {
+#pragma omp simd
+                for (int64_t d = 0; d < D; ++d) g_D[d] += to_float(grad16[d]);
+            }
+            float sum = 0.0f, product = 0.0f;
+#pragma omp simd reduction(+ : sum, product)
+            for (int64_t d = 0; d < D; ++d) {
+                float scaled = g_D[d] * gamma_D[d];
+                sum += scaled;
+                product += scaled * ((x[d] - m) * s);
+            }
+            sum /= static_cast<float>(D);
+            product /= static_cast<float>(D);
+            Y *dy = grad_y_TD + t * D;
+#pragma omp simd
+            for (int64_t d = 0; d < D; ++d) {
+                float value = s * (g_D[d] * gamma_D[d] - sum - (x[d] - m) * s * product);
+                dx[d] = value;
+                store(dy + d, value * f_D[d]);
+            }
+        }
+    }
+    const int64_t chunk = std::max<int64_t>(16, ((D + threads - 1) / threads + 15) / 16 * 16);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t begin = 0; begin < D; begin += chunk) {
+        const int64_t width = std::min(D, begin + chunk) - begin;
+        float *gamma_out = grad_gamma_D + begin, *beta_out = grad_beta_D + begin;
+        for (int64_t t = 0; t < T; ++t) {
+            const float m = mean_T[t], s = rstd_T[t];
+            const float *x = sum_TD + t * D + begin;
+            const float *grad = grad_TD ? grad_TD + t * D + begin : nullptr;
+            const bf16 *grad16 = grad16_TD ? grad16_TD + t * D + begin : nullptr;
+            if (grad) {
+#pragma omp simd
+                for (int64_t d = 0; d < width; ++d) {
+                    gamma_out[d] += grad[d] * ((x[d] - m) * s);
+                    beta_out[d] += grad[d];
+                }
+            }
+            if (grad16) {
+#pragma omp simd
+                for (int64_t d = 0; d < width; ++d) {
+                    float g = to_float(grad16[d]);
+                    gamma_out[d] += g * ((x[d] - m) * s);
+                    beta_out[d] += g;
+                }
+            }
+        }
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------------- attention
+//
+// The products stay with the matrix library; these bring the operands into its order and do what lies between.
+// B sequences, H heads, S longest, d width of a head; offset_B1: first token of each sequence, and T at the end.
+
+// parts_PBHSd = packed_TX with P = 1 or 3 parts beside each other in X = P * H * d; zeros where there is no token.
+template <typename X>
+void pad_heads(int64_t B, int64_t H, int64_t S, int64_t d, int64_t parts, const int64_t *offset_B1, const X *packed_TX,
+               X *padded) {
+    const int64_t width = parts * H * d;
+#pragma omp parallel for collapse(2) schedule(static) num_threads(threads_for(B *S *width))
+    for (int64_t b = 0; b < B; ++b) {
+        for (int64_t part = 0; part < parts; ++part) {
+            const int64_t L = offset_B1[b + 1] - offset_B1[b];
+            for (int64_t h = 0; h < H; ++h) {
+                X *out = padded + ((part * B + b) * H + h) * S * d;
+                const X *in = packed_TX + offset_B1[b] * width + (part * H + h) * d;
+                for (int64_t i = 0; i < L; ++i) std::memcpy(out + i * d, in + i * width, d * sizeof(X));
+                std::memset(out + L * d, 0, (S - L) * d * sizeof(X));
+            }
+        }
+    }
+}
+
+// The reverse of pad_heads: what stands where there is no token is left out.
+template <typename X>
+void pack_heads(int64_t B, int64_t H, int64_t S, int64_t d, int64_t parts, const int64_t *offset_B1, const X *padded,
+                X *packed_TX) {
+    const int64_t width = parts * H * d;
+#pragma omp parallel for schedule(static) num_threads(threads_for(B *S *width))
+    for (int64_t b = 0; b < B; ++b) {
+        for (int64_t i = 0; i < offset_B1[b + 1] - offset_B1[b]; ++i) {
+            X *out = packed_TX + (offset_B1[b] + i) * width;
+            for (int64_t part = 0; part < parts; ++part)
+                for (int64_t h = 0; h < H; ++h)
+                    std::memcpy(out + (part * H + h) * d, padded + (((part * B + b) * H + h) * S + i) * d, d * sizeof(X));
+        }
+    }
+}
+
+// factor[8][S]: dropout factors of heads 8 * group .. 8 * group + 7 of one query, for all L keys: the eight numbers of
+// counter (group << 16 | key) are those of the eight heads.
+inline void attention_factors(int64_t L, int64_t S, int64_t group, const uint32_t *token, const Key &key,
+                              float *factor) {
+    uint16_t draws[DRAWS];
+    for (int64_t base = 0; base < L; base += LANES) {
+        philox(static_cast<uint32_t>(group << 16) + static_cast<uint32_t>(base), token, key, draws);
+        const int64_t n = std::min<int64_t>(LANES, L - base);
+        for (int64_t h = 0; h < 8; ++h)
+            for (int64_t j = 0; j < n; ++j)
+                factor[h * S + base + j] = draws[8 * j + h] >= key.threshold ? key.scale : 0.0f;
+    }
+}
+
+// exp(x) for x <= 0 to 2 units in the last place: 2**n * exp(r), |r| <= ln(2) / 2, by its Taylor series.
+inline float exp_negative(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    float n = std::floor(x * 1.44269504f + 0.5f);
+    float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = 1.0f / 5040.0f;
+    p = p * r + 1.0f / 720.0f;
+    p = p * r + 1.0f / 120.0f;
+    p = p * r + 1.0f / 24.0f;
+    p = p * r + 1.0f / 6.0f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, 4);
+    return p * power;
+}
+
+// weight = softmax(scale * score) over the keys of the sequence; used = dropout(weight). Zeros outside of the sequence.
+// `used` may be `weight` where nothing is dropped.
+template <typename X>
+void softmax_forward(int64_t B, int64_t H, int64_t S, const int64_t *offset_B1, float scale, const uint32_t *token_T3,
+                     Key key, const X *score_BHSS, X *weight_BHSS, X *used_BHSS) {
+#pragma omp parallel num_threads(threads_for(B *H *S *S))
+    {
+        std::vector<float> e(S), factor(8 * S, 1.0f);
+#pragma omp for collapse(2) schedule(static)
+        for (int64_t b = 0; b < B; ++b) {
+            for (int64_t i = 0; i < S; ++i) {
+                const int64_t L = offset_B1[b + 1] - offset_B1[b];
+                for (int64_t h = 0; h < H; ++h) {
+                    const int64_t at = ((b * H + h) * S + i) * S;
+                    X *weight = weight_BHSS + at, *used = used_BHSS + at;
+                    if (i >= L) {
+                        std::memset(weight, 0, S * sizeof(X));
+                        std::memset(used, 0, S * sizeof(X));
+                        continue;
+                    }
+                    if (key.threshold && h % 8 == 0)
+                        attention_factors(L, S, h / 8, token_T3 + 3 * (offset_B1[b] + i), key, factor.data());
+                    const X *score = score_BHSS + at;
+                    float *e_S = e.data(), most = -INFINITY, sum = 0.0f;
+#pragma omp simd reduction(max : most)
+                    for (int64_t j = 0; j < L; ++j) {
+                        e_S[j] = to_float(score[j]) * scale;
+                        most = std::max(most, e_S[j]);
+                    }
+#pragma omp simd reduction(+ : sum)
+                    for (int64_t j = 0; j < L; ++j) {
+                        e_S[j] = exp_negative(e_S[j] - most);
+                        sum += e_S[j];
+                    }
+                    const float share = 1.0f / sum;
+#pragma omp simd
+                    for (int64_t j = 0; j < L; ++j) store(weight + j, e_S[j] * share);
+                    if (S > L) std::memset(weight + L, 0, (S - L) * sizeof(X));
+                    if (key.threshold) {
+                        const float *f = factor.data() + (h % 8) * S;
+#pragma omp simd
+                        for (int64_t j = 0; j < L; ++j) store(used + j, e_S[j] * share * f[j]);
+                        if (S > L) std::memset(used + L, 0, (S - L) * sizeof(X));
+                    }
+                }
+            }
+        }
+    }
+}
+
+// grad_score = scale * weight * (grad_weight - sum(grad_weight * weight)) with grad_weight = dropout(grad_used).
+// It may be written over grad_used.
+template <typename X>
+void softmax_backward(int64_t B, int64_t H, int64_t S, const int64_t *offset_B1, float scale, const uint32_t *token_T3,
+                      Key key, const X *weight_BHSS, const X *grad_used_BHSS, X *grad_score_BHSS) {
+#pragma omp parallel num_threads(threads_for(B *H *S *S))
+    {
+        std::vector<float> g(S), factor(8 * S, 1.0f);
+#pragma omp for collapse(2) schedule(static)
+        for (int64_t b = 0; b < B; ++b) {
+            for (int64_t i = 0; i < S; ++i) {
+                const int64_t L = offset_B1[b + 1] - offset_B1[b];
+                for (int64_t h = 0; h < H; ++h) {
+                    const int64_t at = ((b * H + h) * S + i) * S;
+                    X *out = grad_score_BHSS + at;
+                    if (i >= L) {
+                        std::memset(out, 0, S * sizeof(X));
+                        continue;
+                    }
+                    if (key.threshold && h % 8 == 0)
+                        attention_factors(L, S, h / 8, token_T3 + 3 * (offset_B1[b] + i), key, factor.data());
+                    const X *weight = weight_BHSS + at, *grad = grad_used_BHSS + at;
+                    const float *f = factor.data() + (h % 8) * S;
+                    float *g_S = g.data(), sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+                    for (int64_t j = 0; j < L; ++j) {
+                        g_S[j] = to_float(grad[j]) * f[j];
+                        sum += g_S[j] * to_float(weight[j]);
+                    }
+#pragma omp simd
+                    for (int64_t j = 0; j < L; ++j) store(out + j, scale * to_float(weight[j]) * (g_S[j] - sum));
+                    if (S > L) std::memset(out + L, 0, (S - L) * sizeof(X));
+                }
+            }
+        }
+    }
+}
+
+}  // namespace
+
+// ---------------------------------------------------------------------------------------------- what Python calls
+//
+// Types: 0 float32, 1 bfloat16. Pointers that may be null are said so above.
+
+#if defined(_WIN32)
+#define EXPORT extern "C" __declspec(dllexport)
+#else
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+struct EmbedArgs {  // in the order of EmbedArgs in __init__.py
+    const void *table_AD;
+    int64_t table_type, T, D;
+    const int64_t *row_T, *other_T;
+    const float *r;
+    const int64_t *r_row_T;
+    int64_t r_width;
+    const float *position_PD;
+    const int64_t *position_T;
+    const float *type_YD;
+    const int64_t *type_T;
+    const float *gamma_D, *beta_D;
+    float eps;
+    const uint32_t *token_T3;
+    Key key;
+    float *mean_T, *rstd_T;
+};
+
+template <typename W>
+static Embedding<W> embedding(const EmbedArgs *a) {
+    return {static_cast<const W *>(a->table_AD), a->D,           a->row_T,  a->other_T,    a->r,     a->r_row_T,
+            a->r_width,                          a->position_PD, a->type_YD, a->position_T, a->type_T};
+}
+
+template <typename W, typename O>
+static void embed_forward_as(const EmbedArgs *a, void *out_TD) {
+    embed_forward(embedding<W>(a), a->T, a->gamma_D, a->beta_D, a->eps, a->token_T3, a->key, static_cast<O *>(out_TD),
+                  a->mean_T, a->rstd_T);
+}
+
+EXPORT void xsalt_embed_forward(const EmbedArgs *a, int64_t out_type, void *out_TD) {
+    if (a->table_type) {
+        out_type ? embed_forward_as<bf16, bf16>(a, out_TD) : embed_forward_as<bf16, float>(a, out_TD);
+    } else {
+        out_type ? embed_forward_as<float, bf16>(a, out_TD) : embed_forward_as<float, float>(a, out_TD);
+    }
+}
+
+struct EmbedGrads {
+    const int64_t *slot_T, *other_slot_T;  // where in grad_table the rows' gradients are added
+    float *table, *position_PD, *type_YD, *gamma_D, *beta_D;
+};
+
+template <typename W, typename O>
+static void embed_backward_as(const EmbedArgs *a, const void *grad_TD, const EmbedGrads *g) {
+    embed_backward(embedding<W>(a), a->T, a->gamma_D, a->token_T3, a->key, a->mean_T, a->rstd_T,
+                   static_cast<const O *>(grad_TD), g->slot_T, g->other_slot_T, g->table, g->position_PD, g->type_YD,
+                   g->gamma_D, g->beta_D);
+}
+
+EXPORT void xsalt_embed_backward(const EmbedArgs *a, int64_t grad_type, const void *grad_TD, const EmbedGrads *g) {
+    if (a->table_type) {
+        grad_type ? embed_backward_as<bf16, bf16>(a, grad_TD, g) : embed_backward_as<bf16, float>(a, grad_TD, g);
+    } else {
+        grad_type ? embed_backward_as<float, bf16>(a, grad_TD, g) : embed_backward_as<float, float>(a, grad_TD, g);
+    }
+}
+
+struct NormArgs {
+    int64_t T, D;
+    const float *gamma_D, *beta_D;
+    float eps;
+    const uint32_t *token_T3;
+    Key key;
+    float *sum_TD, *mean_T, *rstd_T;
+};
+
+EXPORT void xsalt_norm_forward(const NormArgs *a, const float *residual_TD, int64_t y_type, const void *y_TD,
+                               float *out_TD, bf16 *out16_TD) {
+    if (y_type) {
+        norm_forward(a->T, a->D, residual_TD, static_cast<const bf16 *>(y_TD), a->gamma_D, a->beta_D, a->eps,
+                     a->token_T3, a->key, a->sum_TD, out_TD, out16_TD, a->mean_T, a->rstd_T);
+    } else {
+        norm_forward(a->T, a->D, residual_TD, static_cast<const float *>(y_TD), a->gamma_D, a->beta_D, a->eps,
+                     a->token_T3, a->key, a->sum_TD, out_TD, out16_TD, a->mean_T, a->rstd_T);
+    }
+}
+
+EXPORT void xsalt_norm_backward(const NormArgs *a, const float *grad_TD, const bf16 *grad16_TD,
+                                float *grad_residual_TD, int64_t y_type, void *grad_y_TD, float *grad_gamma_D,
+                                float *grad_beta_D) {
+    if (y_type) {
+        norm_backward(a->T, a->D, a->sum_TD, a->gamma_D, a->mean_T, a->rstd_T, a->token_T3, a->key, grad_TD, grad16_TD,
+                      grad_residual_TD, static_cast<bf16 *>(grad_y_TD), grad_gamma_D, grad_beta_D);
+    } else {
+        norm_backward(a->T, a->D, a->sum_TD, a->gamma_D, a->mean_T, a->rstd_T, a->token_T3, a->key, grad_TD, grad16_TD,
+                      grad_residual_TD, static_cast<float *>(grad_y_TD), grad_gamma_D, grad_beta_D);
+    }
+}
+
+struct AttentionArgs {
+    int64_t B, H, S, d;
+    const int64_t *offset_B1;
+    float scale;
+    const uint32_t *token_T3;
+    Key key;
+};
+
+EXPORT void xsalt_pad_heads(const AttentionArgs *a, int64_t parts, int64_t type, const void *packed, void *padded) {
+    if (type) {
+        pad_heads(a->B, a->H, a->S, a->d, parts, a->offset_B1, static_cast<const bf16 *>(packed),
+                  static_cast<bf16 *>(padded));
+    } else {
+        pad_heads(a->B, a->H, a->S, a->d, parts, a->offset_B1, static_cast<const float *>(packed),
+                  static_cast<float *>(padded));
+    }
+}
+
+EXPORT void xsalt_pack_heads(const AttentionArgs *a, int64_t parts, int64_t type, const void *padded, void *packed) {
+    if (type) {
+        pack_heads(a->B, a->H, a->S, a->d, parts, a->offset_B1, static_cast<const bf16 *>(padded),
+                   static_cast<bf16 *>(packed));
+    } else {
+        pack_heads(a->B, a->H, a->S, a->d, parts, a->offset_B1, static_cast<const float *>(padded),
+                   static_cast<float *>(packed));
+    }
+}
+
+EXPORT void xsalt_softmax_forward(const AttentionArgs *a, int64_t type, const void *score, void *weight, void *used) {
+    if (type) {
+        softmax_forward(a->B, a->H, a->S, a->offset_B1, a->scale, a->token_T3, a->key,
+                        static_cast<const bf16 *>(score), static_cast<bf16 *>(weight), static_cast<bf16 *>(used));
+    } else {
+        softmax_forward(a->B, a->H, a->S, a->offset_B1, a->scale, a->token_T3, a->key,
+                        static_cast<const float *>(score), static_cast<float *>(weight), static_cast<float *>(used));
+    }
+}
+
+EXPORT void xsalt_softmax_backward(const AttentionArgs *a, int64_t type, const void *weight, const void *grad_used,
+                                   void *grad_score) {
+    if (type) {
+        softmax_backward(a->B, a->H, a->S, a->offset_B1, a->scale, a->token_T3, a->key,
+                         static_cast<const bf16 *>(weight), static_cast<const bf16 *>(grad_used),
+                         static_cast<bf16 *>(grad_score));
+    } else {
+        softmax_backward(a->B, a->H, a->S, a->offset_B1, a->scale, a->token_T3, a->key,
+                         static_cast<const float *>(weight), static_cast<const float *>(grad_used),
+                         static_cast<float *>(grad_score));
+    }
+}
+
+// The masks alone: keep_TD[t, i] is 1 where element i of token t is kept (heads != 0: attention of that many heads, D
+// keys each, laid out (heads, T, D)).
+EXPORT void xsalt_mask(int64_t T, int64_t D, int64_t heads, const uint32_t *token_T3, Key key, uint8_t *keep) {
+    std::vector<float> factor(heads ? 8 * D : D);
+    key.scale = 1.0f;
+    for (int64_t t = 0; t < T; ++t) {
+        if (!heads) {
+            dropout_factors(0, D, 0, token_T3 + 3 * t, key, factor.data());
+            for (int64_t i = 0; i < D; ++i) keep[t * D + i] = factor[i] != 0.0f;
+            continue;
+        }
+        for (int64_t h = 0; h < heads; ++h) {
+            if (h % 8 == 0) attention_factors(D, D, h / 8, token_T3 + 3 * t, key, factor.data());
+            for (int64_t i = 0; i < D; ++i) keep[(h * T + t) * D + i] = factor[(h % 8) * D + i] != 0.0f;
+        }
+    }
+}
