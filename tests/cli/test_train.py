@@ -219,6 +219,9 @@ def test_training_files_without_a_data_folder_are_enough(data: Path, cache: str,
     done = run_script("train", "--task", "pairs", *keys, XSALT_CACHE=cache)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "checkpoints" / "last" / "model.safetensors").is_file()
-    nothing = run_script("train", "--task", "pairs", f"run={tmp_path / 'other'}", *TINY, XSALT_CACHE=cache)
-    assert nothing.returncode == 2
-    assert nothing.stderr.splitlines()[-1].endswith("no embedded data: give data.root=DIR")
+    for nothing in (
+        run_script("train", "--task", "pairs", f"run={tmp_path / 'other'}", *TINY, XSALT_CACHE=cache),
+        run_script("eval", str(tmp_path / "run"), XSALT_CACHE=cache),
+    ):
+        assert nothing.returncode == 2
+        assert nothing.stderr.splitlines()[-1].endswith("no embedded data: give data.root=DIR")

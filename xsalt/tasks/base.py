@@ -54,7 +54,7 @@ class DataTask:
     @property
     def where(self) -> str:
         """The data folder, for messages."""
-        return str(self.root)
+        return "data.root (not set)" if self.root is None else str(self.root)
 
     @property
     def skipped(self) -> dict[str, int]:

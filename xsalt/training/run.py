@@ -223,6 +223,8 @@ def evaluate(config: Composed, path: Path) -> int:
     is_run = (path / "config.yaml").exists()
     folder = path if is_run else Path(config.train.run or f"runs/eval-{path.name}")
     setup = Setup.open(config.with_changes(pretrained=str(path), tokenizer=None))
+    if not setup.task.languages(config.train.eval.split):
+        setup.task.read(config.train.eval.split, setup.source[0])  # raises, and says what there is
     pretrained = setup.pretrained
     assert pretrained is not None
     labels = tuple(setup.task.labels)
