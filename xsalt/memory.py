@@ -14,7 +14,7 @@ def keep_freed_memory() -> bool:
 
     By default every tensor above some megabytes is mapped anew and its pages are zeroed one by one as they are touched;
     a training step allocates the same sizes again and again. Returns whether the allocator is glibc's and took it.
-    Peak memory stays: what is freed is used again, it only shows as resident until then.
+    The price is memory: what is freed stays resident until it is used again.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -84,7 +84,10 @@ def read_clauses(path: Path, languages: Sequence[str]) -> list[Clause]:
     for where, line in lines(path):
         if line.startswith("clause "):
             name, _, tags = line[7:].partition(" | ")
-            clauses.append(Clause(name, frozenset(tags.split()) & set(NEEDS_TAG), {}))
+            known = frozenset(tags.split()) - {"-"}
+            if not known <= set(NEEDS_TAG):
+                raise FrameError(f"{where}: unknown tag in {tags!r}; known: {', '.join(NEEDS_TAG)}, or - for none")
+            clauses.append(Clause(name, known, {}))
             continue
         language, *texts = line.split(" | ")
         if not clauses or language not in languages or len(texts) != 2:
@@ -158,7 +161,7 @@ def question(clause: Clause, family: Family, turn: int, split: str) -> Question:
 
 
 def compose(split: str, folder: Path = FOLDER) -> tuple[Frame, ...]:
-    """A frame for each clause, about as many families as ``QUESTIONS`` says, all families equally often."""
+    """A frame for each clause with as many families as ``QUESTIONS`` says, all families about equally often."""
     families = read_families(folder / "values.txt")
     clauses = read_clauses(folder / f"clauses_{split}.txt", SPLIT_LANGUAGES[split])[: CLAUSES[split]]
     used = dict.fromkeys((family.name for family in families), 0)

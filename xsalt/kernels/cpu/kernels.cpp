@@ -132,11 +132,6 @@ struct Embedding {  // what a token's embedding is made of
     const float *position_PD, *type_YD;   // type_YD: null for none
     const int64_t *position_T, *type_T;   // type_T: null means row 0 for all
 
-    inline float weight(int64_t t, int64_t d) const {
-        int64_t row = r_row_T ? r_row_T[t] : t;
-        return r[row * r_width + (r_width == 1 ? 0 : d)];
-    }
-
     // x[d] for d in [begin, end)
     inline void gather(int64_t t, int64_t begin, int64_t end, float *x) const {
         const W *a = table_AD + row_T[t] * D;
