@@ -24,22 +24,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="module")
-def finished(data: Path, cache: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs of six updates."""
     run = tmp_path_factory.mktemp("runs") / "plain"
-    done = train(data, cache, run)
+    done = train(data, run)
     assert done.returncode == 0, done.stderr
     return run
 
 
-def train(data: Path, cache: str, run: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def train(data: Path, run: Path, *more: str) -> subprocess.CompletedProcess[str]:
     keys = [f"data.root={data}", f"run={run}", "epochs=2", "log_every=1", *TINY, *more]
-    return run_script("train", "--task", "xnli", *keys, XSALT_CACHE=cache)
+    return run_script("train", "--task", "xnli", *keys)
 
 
 def weights(run: Path, name: str = "last") -> dict[str, np.ndarray]:
@@ -85,30 +80,26 @@ def test_metrics_and_tensorboard_show_every_logged_update(finished: Path) -> Non
     assert [e.value for e in board.Scalars("train/loss")] == pytest.approx([row["loss"] for row in rows], rel=1e-6)
 
 
-def test_a_finished_run_says_so_and_trains_no_more(finished: Path, data: Path, cache: str) -> None:
+def test_a_finished_run_says_so_and_trains_no_more(finished: Path, data: Path) -> None:
     before = (finished / "metrics.jsonl").read_bytes()
-    done = train(data, cache, finished)
+    done = train(data, finished)
     assert done.returncode == 0 and "finished" in done.stderr
     assert (finished / "metrics.jsonl").read_bytes() == before
 
 
-def test_another_configuration_in_the_same_folder_is_refused_with_the_keys(
-    finished: Path, data: Path, cache: str
-) -> None:
-    done = train(data, cache, finished, "optim.lr=0.5")
+def test_another_configuration_in_the_same_folder_is_refused_with_the_keys(finished: Path, data: Path) -> None:
+    done = train(data, finished, "optim.lr=0.5")
     assert done.returncode == 2
     assert "optim.lr" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
-def test_a_killed_run_continues_mid_epoch_bit_identically(
-    finished: Path, data: Path, cache: str, tmp_path: Path
-) -> None:
+def test_a_killed_run_continues_mid_epoch_bit_identically(finished: Path, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "killed"
     keys = [f"data.root={data}", f"run={run}", "epochs=2", "log_every=1", *TINY, "checkpoint.every=1"]
     code = "import sys; from xsalt_cli.train import main; sys.exit(main())"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "--task", "xnli", *keys],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "XSALT_CACHE": cache},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
@@ -122,7 +113,7 @@ def test_a_killed_run_continues_mid_epoch_bit_identically(
     code_ = process.wait(timeout=60)
     assert code_ in (143, 0), "SIGTERM saves and exits 143 (0 if the run was over by then)"
     stopped_at = json.loads((run / "checkpoints" / "last" / "state.json").read_text())["update"]
-    done = train(data, cache, run, "checkpoint.every=1")
+    done = train(data, run, "checkpoint.every=1")
     assert done.returncode == 0, done.stderr
     if stopped_at < 12:
         assert f"at update {stopped_at}" in done.stderr
@@ -135,40 +126,40 @@ def test_a_killed_run_continues_mid_epoch_bit_identically(
 
 
 def test_resuming_another_runs_checkpoint_continues_it_with_more_updates(
-    finished: Path, data: Path, cache: str, tmp_path: Path
+    finished: Path, data: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "longer"
-    done = train(data, cache, run, "epochs=3", f"resume={finished}")
+    done = train(data, run, "epochs=3", f"resume={finished}")
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line)["update"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows == list(range(13, 19))
 
 
-def test_eval_of_a_run_gives_the_runs_own_numbers_and_other_splits(finished: Path, cache: str) -> None:
+def test_eval_of_a_run_gives_the_runs_own_numbers_and_other_splits(finished: Path) -> None:
     before = json.loads((finished / "results" / "dev.json").read_text())
-    again = run_script("eval", str(finished), XSALT_CACHE=cache)
+    again = run_script("eval", str(finished))
     assert again.returncode == 0, again.stderr
     assert json.loads((finished / "results" / "dev.json").read_text())["languages"] == before["languages"]
-    test = run_script("eval", str(finished), "eval.split=test", "languages=fr", XSALT_CACHE=cache)
+    test = run_script("eval", str(finished), "eval.split=test", "languages=fr")
     assert test.returncode == 0, test.stderr
     results = json.loads((finished / "results" / "test.json").read_text())
     assert results["split"] == "test" and set(results["languages"]) == {"en", "fr"}
 
 
-def test_dry_run_writes_nothing(data: Path, cache: str, tmp_path: Path) -> None:
-    done = train(data, cache, tmp_path / "dry", "dry_run=true")
+def test_dry_run_writes_nothing(data: Path, tmp_path: Path) -> None:
+    done = train(data, tmp_path / "dry", "dry_run=true")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["updates"] == 12
     assert not (tmp_path / "dry").exists()
 
 
-def test_early_stopping_ends_the_run_when_patience_does(data: Path, cache: str, tmp_path: Path) -> None:
-    done = train(data, cache, tmp_path / "early", "eval.every=1", "eval.patience=1", "optim.lr=1e-12")
+def test_early_stopping_ends_the_run_when_patience_does(data: Path, tmp_path: Path) -> None:
+    done = train(data, tmp_path / "early", "eval.every=1", "eval.patience=1", "optim.lr=1e-12")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "early" / "results.json").read_text())["train"]["updates"] == 2
 
 
-def test_init_from_takes_the_encoder_of_another_run(finished: Path, data: Path, cache: str, tmp_path: Path) -> None:
+def test_init_from_takes_the_encoder_of_another_run(finished: Path, data: Path, tmp_path: Path) -> None:
     tokenizer = finished / "checkpoints" / "best"
     keys = [
         f"init_from={finished}",
@@ -177,7 +168,7 @@ def test_init_from_takes_the_encoder_of_another_run(finished: Path, data: Path, 
         "optim.lr=1e-12",
         "optim.weight_decay=0",
     ]
-    done = train(data, cache, tmp_path / "init", *keys)
+    done = train(data, tmp_path / "init", *keys)
     assert done.returncode == 0, done.stderr
     a, b = weights(finished, "best"), weights(tmp_path / "init")
     name = "encoder.layers.0.ffn_in.weight"
@@ -186,17 +177,15 @@ def test_init_from_takes_the_encoder_of_another_run(finished: Path, data: Path, 
 
 
 @pytest.mark.parametrize("batch", [["batch.accumulate=3"], ["batch.max_tokens=64"]])
-def test_accumulation_and_token_budgets_run(batch: list[str], data: Path, cache: str, tmp_path: Path) -> None:
-    done = train(data, cache, tmp_path / "run", *batch)
+def test_accumulation_and_token_budgets_run(batch: list[str], data: Path, tmp_path: Path) -> None:
+    done = train(data, tmp_path / "run", *batch)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "results.json").read_text())["train"]["examples"] == 192
 
 
-def test_the_reference_kernels_train_as_the_fused_ones_do(
-    data: Path, cache: str, finished: Path, tmp_path: Path
-) -> None:
+def test_the_reference_kernels_train_as_the_fused_ones_do(data: Path, finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "reference"
-    done = train(data, cache, run, "kernels=reference")
+    done = train(data, run, "kernels=reference")
     assert done.returncode == 0, done.stderr
     losses = [
         [row["loss"] for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
@@ -214,14 +203,14 @@ def test_list_says_which_kernels_are_used() -> None:
     assert found["cpu"].startswith(("C++ (", "reference (plain PyTorch): "))
 
 
-def test_training_files_without_a_data_folder_are_enough(data: Path, cache: str, tmp_path: Path) -> None:
+def test_training_files_without_a_data_folder_are_enough(data: Path, tmp_path: Path) -> None:
     keys = [f"data.train=[{data / 'train-en.tsv'}]", f"run={tmp_path / 'run'}", "max_updates=2", *TINY]
-    done = run_script("train", "--task", "pairs", *keys, XSALT_CACHE=cache)
+    done = run_script("train", "--task", "pairs", *keys)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "checkpoints" / "last" / "model.safetensors").is_file()
     for nothing in (
-        run_script("train", "--task", "pairs", f"run={tmp_path / 'other'}", *TINY, XSALT_CACHE=cache),
-        run_script("eval", str(tmp_path / "run"), XSALT_CACHE=cache),
+        run_script("train", "--task", "pairs", f"run={tmp_path / 'other'}", *TINY),
+        run_script("eval", str(tmp_path / "run")),
     ):
         assert nothing.returncode == 2
         assert nothing.stderr.splitlines()[-1].endswith("no embedded data: give data.root=DIR")

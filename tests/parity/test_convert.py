@@ -78,15 +78,15 @@ def test_a_folder_to_a_checkpoint_and_back_gives_the_same_logits_labels_and_ids(
         assert config["label2id"] == {"entailment": 0, "neutral": 1, "contradiction": 2}
 
 
-def _trained(architecture: str, tmp_path: Path, model_config: ModelConfig, labels: int, head: bool) -> Pretrained:
+def _trained(architecture: str, tmp_path: Path, model_config: ModelConfig, classes: int, head: bool) -> Pretrained:
     """A run whose best checkpoint comes from a pretrained twin without heads."""
     source = _folder(architecture, "Model", tmp_path)
-    pretrained = open_pretrained(str(source), tmp_path)
+    pretrained, labels = open_pretrained(str(source), tmp_path), ("a", "b", "c")[:classes]
     tokenizer = pretrained.tokenizer()
     model = build_model(model_config, pretrained, tokenizer, labels, 0.1, head, seed=3).eval()
     model.embeddings.word.prepare(batch(types=False).ids_T.numpy())
     model.embeddings.word.decay_untouched(0.5)
-    save_model(tmp_path / "run" / "checkpoints" / "best", model, tokenizer, ("a", "b", "c")[:labels])
+    save_model(tmp_path / "run" / "checkpoints" / "best", model, tokenizer, labels)
     return open_pretrained(str(tmp_path / "run"), tmp_path)
 
 

@@ -114,7 +114,9 @@ def test_a_model_prepared_on_the_ids_of_a_batch_computes_the_same(architecture: 
     theirs = twin(architecture, "SequenceClassification")
     pretrained = open_pretrained(str(save(theirs, tmp_path)), tmp_path)
     b = batch(types=architecture == "bert")
-    model = build_model(ModelConfig(), pretrained, FakeTokenizer(architecture), 3, 0.0, False, seed=1)  # type: ignore[arg-type]
+    model = build_model(
+        ModelConfig(), pretrained, FakeTokenizer(architecture), pretrained.labels or (), 0.0, False, seed=1
+    )  # type: ignore[arg-type]
     model.embeddings.word.prepare(b.ids_T.numpy())
     logits_BC = model.classify(model.encode(model.embed(b), b.layout), b.layout)
     close(logits_BC, theirs(**padded(b, model.config.pad_id)).logits)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from xsalt import checkpoint
 from xsalt.errors import UserError
+from xsalt.logging import say
 from xsalt.models.base import EncoderModel, ModelConfig, with_dropout
 from xsalt.models.pretrained import Pretrained, checkpoint_config
 from xsalt.nn.encoder import EncoderConfig
@@ -31,15 +32,16 @@ def build_model(
     model_config: ModelConfig,
     pretrained: Pretrained | None,
     tokenizer: Tokenizer,
-    num_labels: int,
+    labels: Sequence[str],
     dropout: float,
     mlm_head: bool,
     seed: int,
 ) -> EncoderModel:
     """A model ready to train: weights from ``pretrained``, new parts drawn from N(0, 0.02**2) with ``seed``.
 
-    A pretrained classifier is taken over if it has as many classes and the same pooling, a pretrained head if one is
-    asked for; ``model.new_parts`` names what is new. The word table is shared with ``pretrained``, never written to.
+    A pretrained classifier is taken over if it has the same classes (in any order) and the same pooling, a pretrained
+    head if one is asked for; ``model.new_parts`` names what is new. The word table is shared with ``pretrained``, never
+    written to.
 
     Raises ``UserError`` if model name, tokenizer and checkpoint don't fit each other.
     """
@@ -56,11 +58,14 @@ def build_model(
     if mlm_layer is None and pretrained is not None and pretrained.has_mlm_head:
         mlm_layer = pretrained.mlm_layer
     model = cls(
-        config, table_VD, num_labels=num_labels, pooling=model_config.pooling, mlm_head=mlm_head, mlm_layer=mlm_layer
+        config, table_VD, num_labels=len(labels), pooling=model_config.pooling, mlm_head=mlm_head, mlm_layer=mlm_layer
     )
-    taken = _parts_to_take(model, pretrained, state)
+    order = match_classes(pretrained.labels, labels) if pretrained is not None and pretrained.labels else None
+    taken = _parts_to_take(model, pretrained, state, order is not None)
     if taken:
         model.load_whole_state(state, taken)
+    if "classifier.out" in taken and pretrained is not None:
+        reorder_classes(model, pretrained, labels)
     parts = [p for p in _parts(model) if p not in taken]
     if parts:
         model.initialise(parts, seed)
@@ -114,7 +119,9 @@ def _parts(model: EncoderModel) -> list[str]:
     return ["embeddings", "encoder", *heads]
 
 
-def _parts_to_take(model: EncoderModel, pretrained: Pretrained | None, state: Mapping[str, Tensor]) -> list[str]:
+def _parts_to_take(
+    model: EncoderModel, pretrained: Pretrained | None, state: Mapping[str, Tensor], same_classes: bool
+) -> list[str]:
     if pretrained is None:
         return []
     taken = ["embeddings", "encoder"]
@@ -123,9 +130,40 @@ def _parts_to_take(model: EncoderModel, pretrained: Pretrained | None, state: Ma
     if model.num_labels and model.pooling == pretrained.pooling:
         if "classifier.dense.weight" in state:
             taken.append("classifier.dense")
-        if pretrained.has_classifier and len(state["classifier.out.weight"]) == model.num_labels:
+        if pretrained.has_classifier and same_classes:
             taken.append("classifier.out")
     return taken
+
+
+def match_classes(given: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
+    """For each wanted class its number among those given, whatever their case; None if they are other classes.
+
+    Classes without names (``LABEL_0`` ...) are taken to be the wanted ones, in their order, if there are as many.
+    """
+    names = [name.lower() for name in given]
+    if len(given) == len(wanted) and all(name.startswith("label_") for name in names):
+        return list(range(len(wanted)))
+    if sorted(names) != sorted(name.lower() for name in wanted):
+        return None
+    return [names.index(name.lower()) for name in wanted]
+
+
+def reorder_classes(model: EncoderModel, pretrained: Pretrained, wanted: Sequence[str]) -> None:
+    """Puts the rows of the pretrained classifier, as ``model`` has them, into the wanted order of classes.
+
+    Raises ``UserError`` if the classes are others.
+    """
+    given, where = pretrained.labels or (), pretrained.source
+    order = match_classes(given, wanted)
+    if order is None:
+        raise UserError(f"{where}: its classes are {', '.join(given)}; the task's are {', '.join(wanted)}")
+    if {name.lower() for name in given} != {name.lower() for name in wanted}:
+        say(f"warning: {where} does not name its classes: taken to be {', '.join(wanted)}, in this order")
+    assert model.classifier is not None
+    out = model.classifier.out
+    with torch.no_grad():
+        out.weight.copy_(out.weight[order].clone())
+        out.bias.copy_(out.bias[order].clone())
 
 
 def rebuild(pretrained: Pretrained) -> EncoderModel:

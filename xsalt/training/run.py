@@ -21,7 +21,7 @@ from xsalt.errors import UserError
 from xsalt.evaluation.evaluate import accuracy_of_labels, accuracy_of_tokens
 from xsalt.logging import say
 from xsalt.memory import keep_freed_memory
-from xsalt.models.auto import build_model, rebuild
+from xsalt.models.auto import build_model, rebuild, reorder_classes
 from xsalt.models.pretrained import Pretrained, open_pretrained
 from xsalt.nn.dropout import set_dropout_key
 from xsalt.nn.precision import bf16_is_native
@@ -148,15 +148,13 @@ class Setup:
                 self._examples[split, language] = self.task.read(split, language)
         return self.tokenise({language: self._examples[split, language] for language in languages})
 
-    def model(self, num_labels: int, mlm_head: bool) -> Any:
+    def model(self, labels: Sequence[str], mlm_head: bool) -> Any:
         """The encoder with its heads, on the device; ``init_parts`` come from ``init_from`` if there is one."""
         train = self.config.train
         model_config = component_config(
             REGISTRIES["model"], self.config.model, self.config.node("model", self.config.model)
         )
-        model = build_model(
-            model_config, self.pretrained, self.tokenizer, num_labels, train.dropout, mlm_head, train.seed
-        )
+        model = build_model(model_config, self.pretrained, self.tokenizer, labels, train.dropout, mlm_head, train.seed)
         positions = model.config.max_positions
         if train.max_length > positions:
             raise UserError(
@@ -233,7 +231,7 @@ def evaluate(config: Composed, path: Path) -> int:
     if labels and any(getattr(cls, "needs_labels", False) for cls in classes.values()):
         if pretrained.labels is None:
             raise UserError(f"{path}: has no classifier to evaluate: train one with xsalt-train pretrained={path}")
-        reorder_classes(model, pretrained.labels, labels, str(path))
+        reorder_classes(model, pretrained, labels)
     checkpoints = Checkpoints(folder, config)
     needs = with_augmentation(setup, setup.needs(model, None), classes)
     criterions = {name: config.build("criterion", name, needs) for name in config.criterions}
@@ -242,21 +240,6 @@ def evaluate(config: Composed, path: Path) -> int:
         setup, model, criterions, folder, checkpoints.state() if is_run else None, Path(pretrained.source).name
     )
     return 0
-
-
-def reorder_classes(model: Any, given: Sequence[str], wanted: Sequence[str], where: str) -> None:
-    """Puts the classifier's rows into the task's order of labels. Raises ``UserError`` if the classes are others."""
-    unnamed = all(label.startswith("LABEL_") for label in given)
-    if len(given) != len(wanted) or (not unnamed and {g.lower() for g in given} != {w.lower() for w in wanted}):
-        raise UserError(f"{where}: its classes are {', '.join(given)}; the task's are {', '.join(wanted)}")
-    if unnamed:
-        say(f"warning: {where} does not name its classes: taken to be {', '.join(wanted)}, in this order")
-        return
-    order = torch.tensor([[g.lower() for g in given].index(w.lower()) for w in wanted])
-    out = model.classifier.out
-    with torch.no_grad():
-        out.weight.copy_(out.weight[order].clone())
-        out.bias.copy_(out.bias[order].clone())
 
 
 def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, Any]]:
@@ -272,7 +255,7 @@ def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, 
         names = ", ".join(name for name, cls in classes.items() if getattr(cls, "needs_labels", False))
         raise UserError(f"criterion {names} needs labels, and task {config.task!r} has none: use target_language_mlm")
     needs_head = any(getattr(cls, "needs_mlm_head", False) for cls in classes.values())
-    model = setup.model(len(setup.task.labels), needs_head)
+    model = setup.model(setup.task.labels, needs_head)
 
     needs = setup.needs(model, dataset)
     needs = with_augmentation(setup, needs, classes)
@@ -330,7 +313,7 @@ def substitution_table(
         """The model before any fine-tuning, with all rows readable."""
         if pretrained is not None:
             return rebuild(pretrained).to(setup.device)
-        return setup.model(0, mlm_head=False) if model is None else model
+        return setup.model((), mlm_head=False) if model is None else model
 
     return ensure_table(
         scorer,

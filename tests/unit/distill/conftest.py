@@ -57,6 +57,6 @@ def dataset(tokenizer: Tokenizer, tmp_path: Path) -> Dataset:
 def model(tokenizer: Tokenizer) -> Callable[..., Any]:
     def make(mlm_head: bool = False, seed: int = 1) -> Any:
         config = ModelConfig(hidden_size=16, layers=3, heads=2, ffn_size=32, max_positions=64)
-        return build_model(config, None, tokenizer, 0, 0.1, mlm_head, seed)
+        return build_model(config, None, tokenizer, (), 0.1, mlm_head, seed)
 
     return make

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from xsalt.models.auto import ModelConfig, build_model, rebuild, save_model
 from xsalt.models.base import EncoderModel
 from xsalt.models.pretrained import Pretrained, open_pretrained
 
+CLASSES = ("entailment", "neutral", "contradiction")
 TINY = {"hidden_size": 16, "layers": 2, "heads": 2, "ffn_size": 24, "max_positions": 20}
 
 
@@ -23,7 +25,7 @@ def _pretrained(kind: str, tmp_path: Path, architecture: str = "bert") -> Pretra
 
 
 def _build(pretrained: Pretrained | None, **changes: Any) -> EncoderModel:
-    given = {"model_config": ModelConfig(), "num_labels": 3, "dropout": 0.0, "mlm_head": False, "seed": 1} | changes
+    given = {"model_config": ModelConfig(), "labels": CLASSES, "dropout": 0.0, "mlm_head": False, "seed": 1} | changes
     family = given.pop("family", pretrained.architecture if pretrained else "xlm-roberta")
     return build_model(pretrained=pretrained, tokenizer=FakeTokenizer(family), **given)  # type: ignore[arg-type]
 
@@ -33,13 +35,31 @@ def test_parts_that_the_checkpoint_lacks_are_new_and_named(tmp_path: Path) -> No
     masked = _pretrained("MaskedLM", tmp_path)
     mean = ModelConfig(pooling="mean")
     assert _build(classifier).new_parts == ()
-    assert _build(classifier, num_labels=2).new_parts == ("classifier.out",)
+    assert _build(classifier, labels=CLASSES[:2]).new_parts == ("classifier.out",)
     assert _build(classifier, model_config=mean).new_parts == ("classifier.out",)
     assert _build(classifier, mlm_head=True).new_parts == ("mlm_head",)
-    assert _build(masked, num_labels=0, mlm_head=True).new_parts == ()
+    assert _build(masked, labels=(), mlm_head=True).new_parts == ()
     assert _build(masked, mlm_head=True).new_parts == ("classifier.dense", "classifier.out")
     lower = ModelConfig(mlm_layer=1)  # a head trained on the last layer is not one for another
-    assert _build(masked, num_labels=0, mlm_head=True, model_config=lower).new_parts == ("mlm_head",)
+    assert _build(masked, labels=(), mlm_head=True, model_config=lower).new_parts == ("mlm_head",)
+
+
+def test_a_classifier_is_taken_over_by_the_names_of_its_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrained = _pretrained("SequenceClassification", tmp_path)
+    weight = pretrained.state()["classifier.out.weight"]
+
+    def taken(*labels: str) -> torch.Tensor:
+        model = _build(pretrained, labels=labels)
+        assert model.classifier is not None
+        return model.classifier.out.weight
+
+    assert torch.equal(taken("Contradiction", "entailment", "neutral"), weight[[2, 0, 1]])
+    assert _build(pretrained, labels=("anger", "joy", "fear")).new_parts == ("classifier.out",)
+    unnamed = replace(pretrained, labels=("LABEL_0", "LABEL_1", "LABEL_2"))
+    assert torch.equal(_build(unnamed, labels=("x", "y", "z")).classifier.out.weight, weight)  # type: ignore[union-attr]
+    assert "does not name its classes: taken to be x, y, z, in this order" in capsys.readouterr().err
 
 
 def test_a_new_part_depends_on_the_seed_and_its_name_alone() -> None:

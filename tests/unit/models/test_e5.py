@@ -31,11 +31,6 @@ def file() -> Path:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def e5(file: Path, cache: Path) -> Pretrained:
     return open_pretrained("e5-small", cache)
 
