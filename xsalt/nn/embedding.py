@@ -193,13 +193,13 @@ class Embeddings(nn.Module):
         # A model with a single type adds it to every token whatever the segment is (XLM-R).
         type_T = batch.type_T if len(self.token_type) > 1 else torch.zeros_like(batch.type_T)
         places = (self.position, position_T, self.token_type, type_T)
-        if self.word.has_grown:  # rows of two tables: only evaluation reads them
-            word_TD = self.word.rows(batch.ids_T)
-            summed_TD = word_TD + F.embedding(position_T, self.position) + F.embedding(type_T, self.token_type)
-            return self.dropout(self.norm(summed_TD))  # type: ignore[no-any-return]
-        weight_AD, row_T = self.word.trainable_weight(), self.word.row_numbers(batch.ids_T, trainable=True)
-        other_T = r = r_row_T = None
-        if batch.mix is not None:
-            other_T, r = self.word.row_numbers(batch.mix.other_ids_T, trainable=True), batch.mix.r
-            r_row_T = None if batch.mix.by_token else layout.sequence_T
-        return embed(weight_AD, row_T, *places, *norm, self.dropout.key, other_T=other_T, r=r, r_row_T=r_row_T)
+        T, mix = layout.tokens, batch.mix
+        ids_N = batch.ids_T if mix is None else torch.cat([batch.ids_T, mix.other_ids_T])
+        if self.word.has_grown and not self.training:  # rows of two tables: those of the batch make up a third
+            weight_AD, row_N = self.word.rows(ids_N), torch.arange(len(ids_N), device=ids_N.device)
+        else:
+            weight_AD, row_N = self.word.trainable_weight(), self.word.row_numbers(ids_N, trainable=True)
+        row_T, other_T = row_N[:T], None if mix is None else row_N[T:]
+        r = None if mix is None else mix.r
+        sequence_T = None if mix is None or mix.by_token else layout.sequence_T
+        return embed(weight_AD, row_T, *places, *norm, self.dropout.key, other_T=other_T, r=r, r_row_T=sequence_T)

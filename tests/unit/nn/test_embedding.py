@@ -129,6 +129,29 @@ def test_mixup_mixes_word_rows_before_position_and_type_are_added(shape: str) ->
     assert torch.allclose(mixed_TD, embeddings.norm(words_TD + places_TD), atol=1e-6)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_an_evaluation_in_between_changes_nothing_in_training_mixup_included(training: bool) -> None:
+    torch.manual_seed(0)
+    embeddings, b = _embeddings().train(training), batch(types=True)
+    other_ids_T = torch.randint(3, 97, b.ids_T.shape)
+    b = b.with_(mix=Mix(other_ids_T, torch.rand(b.layout.size, 8)))
+    embeddings.word.prepare(np.unique(torch.cat([b.ids_T, other_ids_T]).numpy()))
+
+    def output_and_gradient() -> tuple[Tensor, Tensor]:
+        embeddings.zero_grad()
+        x_TD = embeddings(b)
+        x_TD.square().sum().backward()
+        assert embeddings.word.weight.grad is not None
+        return x_TD, embeddings.word.weight.grad.clone()
+
+    before, gradient = output_and_gradient()
+    embeddings.word.grow(np.arange(97))
+    after, gradient_after = output_and_gradient()
+    assert torch.equal(before, after)
+    assert torch.allclose(gradient, gradient_after, rtol=1e-5, atol=1e-6)
+    assert training is False or torch.equal(gradient, gradient_after)
+
+
 def test_mixing_a_token_with_itself_keeps_it_bit_by_bit() -> None:
     weight_AD = torch.randn(9, 5)
     row_T = torch.tensor([1, 8, 3])
