@@ -142,6 +142,7 @@ class TrainConfig:
     init_from: str | None = key(None, "run or checkpoint whose weights are taken at the start", path=True)
     init_parts: list[str] = key(["encoder"], "parts taken from init_from: encoder, classifier, mlm_head")
     dry_run: bool = key(False, "check everything, run one update, write nothing", hashed=False)
+    profile: bool = key(False, "write a trace of five updates and a table of operators to RUN/profile", hashed=False)
     log_every: int = key(10, "updates between logged lines", at_least=1, hashed=False)
     workers: int | None = key(None, "processes that tokenise; null: one a core", at_least=0, hashed=False)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

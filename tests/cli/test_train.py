@@ -71,10 +71,12 @@ def test_metrics_and_tensorboard_show_every_logged_update(finished: Path) -> Non
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [row["update"] for row in rows] == list(range(1, 13))
     assert {"epoch", "loss", "lr", "grad_norm", "tokens_per_s", "pairs_per_s", "padding"} <= set(rows[0])
+    assert all(0 < row["mfu"] < 1.5 and 0 <= row["data_wait"] < 1 and row["peak_memory_gb"] > 0.1 for row in rows)
     board = EventAccumulator(str(finished / "tensorboard"))
     board.Reload()
     tags = set(board.Tags()["scalars"])
     assert {"train/loss", "train/lr", "train/grad_norm", "train/tokens_per_s", "train/padding"} <= tags
+    assert {"train/mfu", "train/data_wait", "train/peak_memory_gb"} <= tags
     assert {"dev/accuracy/en", "dev/accuracy/fr", "dev/average"} <= tags
     assert [event.step for event in board.Scalars("train/loss")] == list(range(1, 13))
     assert [e.value for e in board.Scalars("train/loss")] == pytest.approx([row["loss"] for row in rows], rel=1e-6)
@@ -193,6 +195,19 @@ def test_the_reference_kernels_train_as_the_fused_ones_do(data: Path, finished: 
     ]
     assert len(losses[0]) == 12
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_profile_writes_a_trace_of_five_updates_and_changes_nothing(data: Path, finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "profiled"
+    done = train(data, run, "profile=true")
+    assert done.returncode == 0, done.stderr
+    trace = json.loads((run / "profile" / "trace.json").read_text())
+    steps = {event["name"] for event in trace["traceEvents"] if event["name"].startswith("ProfilerStep")}
+    assert len(steps) == 5
+    names = {event["name"] for event in trace["traceEvents"]}
+    assert {"xsalt::embed", "aten::addmm"} <= names
+    assert "xsalt::embed" in (run / "profile" / "operators.txt").read_text()
+    assert all(np.array_equal(w, weights(run)[name]) for name, w in weights(finished).items())
 
 
 def test_list_says_which_kernels_are_used() -> None:

@@ -4,7 +4,8 @@ Philox-4x32-10 (Salmon, Moraes, Dror, Shaw: *Parallel random numbers: as easy as
 a dropout site at one update; the counter is (block, position and view, example number), so a mask depends on which
 token it is for and never on the batch, the rank or the padding. A call gives eight 16-bit numbers:
 
-- hidden states: number i % 8 of block i // 8 is that of dimension i;
+- hidden states: of 128 dimensions from 128 c on, the first 16 have number 0 of the blocks 16 c to 16 c + 15, the
+  next 16 have number 1 of the same blocks, and so on;
 - attention: number h % 8 of block (h // 8) << 16 | key position is that of head h.
 
 An element is kept if its number is at least ``threshold`` = p * 65536.
@@ -76,8 +77,9 @@ def _numbers(block: Tensor, key: SiteKey) -> Tensor:
 
 def keep_hidden(key: SiteKey, width: int) -> Tensor:
     """keep_TN for N = width: True where a value of a hidden state stays."""
-    block = torch.arange((width + 7) // 8, device=key.token_T3.device)
-    return _numbers(block, key).flatten(1)[:, :width] >= key.threshold
+    block = torch.arange((width + 127) // 128 * 16, device=key.token_T3.device)
+    numbers = _numbers(block, key)
+    return numbers.view(len(numbers), -1, 16, 8).transpose(2, 3).flatten(1)[:, :width] >= key.threshold
 
 
 def keep_attention(key: SiteKey, heads: int, keys: int) -> Tensor:

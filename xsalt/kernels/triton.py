@@ -22,7 +22,7 @@ def _keep(d, token_ptr, k0, k1, threshold):  # type: ignore[no-untyped-def]
     c1 = tl.load(token_ptr).to(tl.uint32, bitcast=True)
     c2 = tl.load(token_ptr + 1).to(tl.uint32, bitcast=True)
     c3 = tl.load(token_ptr + 2).to(tl.uint32, bitcast=True)
-    c0 = (d // 8).to(tl.uint32)
+    c0 = (d // 128 * 16 + d % 16).to(tl.uint32)
     zero = c0 * 0
     c1, c2, c3 = zero + c1, zero + c2, zero + c3
     k0, k1 = zero + k0.to(tl.uint32), zero + k1.to(tl.uint32)
@@ -32,9 +32,9 @@ def _keep(d, token_ptr, k0, k1, threshold):  # type: ignore[no-untyped-def]
         high1, low1 = tl.umulhi(c2, b), c2 * b
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
-    word = (d % 8) // 2
+    word = (d % 128) // 32
     number = tl.where(word == 0, c0, tl.where(word == 1, c1, tl.where(word == 2, c2, c3)))
-    number = (number >> ((d % 2) * 16).to(tl.uint32)) & 0xFFFF
+    number = (number >> ((d % 32) // 16 * 16).to(tl.uint32)) & 0xFFFF
     return (number.to(tl.int32) >= threshold).to(tl.float32)
 
 

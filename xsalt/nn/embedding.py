@@ -33,6 +33,7 @@ class ActiveRows(nn.Module):
         weight: the trainable rows, (A, D) after ``prepare``; the whole table (V, D) before it.
         active_ids: their ids, sorted.
         decay: product of the decay factors that rows outside have missed since ``prepare``.
+        sparse_gradient: let the gradient of ``weight`` hold only the rows that the batch touched.
     """
 
     def __init__(self, table_VD: Tensor) -> None:
@@ -42,6 +43,7 @@ class ActiveRows(nn.Module):
         self.weight = nn.Parameter(self._base_VD)
         self.active_ids: npt.NDArray[np.int64] = np.arange(len(table_VD), dtype=np.int64)
         self.decay = 1.0
+        self.sparse_gradient = False
         self._grown_ids: npt.NDArray[np.int64] = np.empty(0, np.int64)
         self.register_buffer("_grown_GD", torch.empty(0, table_VD.shape[1], dtype=table_VD.dtype), persistent=False)
         self._grown_GD: Tensor
@@ -202,4 +204,6 @@ class Embeddings(nn.Module):
         row_T, other_T = row_N[:T], None if mix is None else row_N[T:]
         r = None if mix is None else mix.r
         sequence_T = None if mix is None or mix.by_token else layout.sequence_T
-        return embed(weight_AD, row_T, *places, *norm, self.dropout.key, other_T=other_T, r=r, r_row_T=sequence_T)
+        sparse = self.training and self.word.sparse_gradient and weight_AD.dtype == torch.float32
+        key = self.dropout.key
+        return embed(weight_AD, row_T, *places, *norm, key, other_T=other_T, r=r, r_row_T=sequence_T, sparse=sparse)

@@ -2,8 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from xsalt import kernels
+from xsalt.kernels import cpu
+
+
+class AdamW(torch.optim.AdamW):
+    """PyTorch's AdamW, with its state and its mathematics; on the CPU in one pass over memory.
+
+    The pass scales the gradient as it reads it, and takes that of a table as the rows touched (a sparse tensor): rows
+    without a gradient get the update that a zero gradient gives, and no table of zeros is filled, scaled and read.
+    """
+
+    def takes_sparse(self) -> bool:
+        """Whether sparse gradients are updated with as they are; elsewhere they are made dense first."""
+        tensors = (p for group in self.param_groups for p in group["params"])
+        fits = all(p.device.type == "cpu" and p.dtype == torch.float32 for p in tensors)
+        return fits and kernels.selected() == "auto" and cpu.library()[0] is not None
+
+    @torch.no_grad()
+    def step(self, closure: Any = None, *, scale: float = 1.0) -> None:  # type: ignore[override]
+        """Updates the parameters with their gradients times ``scale``; ``closure`` is not supported."""
+        assert closure is None
+        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not self.takes_sparse():
+            for p in parameters:
+                p.grad = p.grad.to_dense() if p.grad.is_sparse else p.grad
+                if scale != 1.0:
+                    p.grad.mul_(scale)
+            super().step()
+            return
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["step"] = torch.tensor(0.0)
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+                state["step"] += 1
+                cpu.adamw_(
+                    p.detach(),
+                    p.grad,
+                    state["exp_avg"],
+                    state["exp_avg_sq"],
+                    update=int(state["step"]),
+                    lr=float(group["lr"]),
+                    weight_decay=group["weight_decay"],
+                    betas=group["betas"],
+                    eps=group["eps"],
+                    scale=scale,
+                )
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -13,11 +67,25 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
-def make_adamw(
-    model: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float], eps: float
-) -> torch.optim.AdamW:
-    """The fused implementation, one pass over the parameters."""
-    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, betas=betas, eps=eps, fused=True)
+def make_adamw(model: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float], eps: float) -> AdamW:
+    """The optimizer of a run, with the groups of ``parameter_groups``."""
+    return AdamW(parameter_groups(model, weight_decay), lr=lr, betas=betas, eps=eps, fused=True)
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
+    """2-norm of all gradients together; those of untouched rows of a sparse one are zero."""
+    norms: list[Tensor] = []
+    for p in parameters:
+        if p.grad is not None:
+            if p.grad.is_sparse:
+                p.grad = p.grad.coalesce()
+            norms.append(torch.linalg.vector_norm(p.grad.values() if p.grad.is_sparse else p.grad))
+    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+
+
+def clipping(norm: float, most: float) -> float:
+    """What gradients of this norm are scaled with so that it is ``most`` at most; 0 clips nothing."""
+    return min(1.0, most / (norm + 1e-6)) if most else 1.0
 
 
 def state_tensors(optimizer: torch.optim.AdamW, names: dict[int, str]) -> dict[str, torch.Tensor]:

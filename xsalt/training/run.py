@@ -80,7 +80,6 @@ class Setup:
     @classmethod
     def open(cls, config: Composed) -> Setup:
         """Finds the data and the tokenizer; reads no weights yet."""
-        keep_freed_memory()
         train = config.train
         kernels.select(train.kernels)
         device = pick_device(train.device)
@@ -207,6 +206,7 @@ def train(config: Composed) -> int:
         return 0
     checkpoints.claim()
     state = checkpoints.resume(trainer)
+    keep_freed_memory()
     try:
         state = trainer.fit(state)
     except Interrupted as interrupted:
@@ -236,6 +236,7 @@ def evaluate(config: Composed, path: Path) -> int:
     needs = with_augmentation(setup, setup.needs(model, None), classes)
     criterions = {name: config.build("criterion", name, needs) for name in config.criterions}
     setup.config = config
+    keep_freed_memory()
     evaluate_languages(
         setup, model, criterions, folder, checkpoints.state() if is_run else None, Path(pretrained.source).name
     )
@@ -272,6 +273,7 @@ def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, 
     optimizer = make_adamw(
         model, lr=lr, weight_decay=optim.weight_decay, betas=(optim.beta1, optim.beta2), eps=optim.eps
     )
+    model.embeddings.word.sparse_gradient = optimizer.takes_sparse()
     trainer = Trainer(
         config=options,
         step=TrainStep(model, criterions, setup.precision, augmenters),

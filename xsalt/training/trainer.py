@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,9 +24,13 @@ from xsalt.data.dataset import Dataset
 from xsalt.errors import UserError
 from xsalt.logging import Progress, RunLog, say
 from xsalt.nn.dropout import set_dropout_key
+from xsalt.optim.adamw import AdamW, clipping, gradient_norm
 from xsalt.optim.schedules import rate
 from xsalt.protocols import Augmenter
-from xsalt.training.step import Figures, TrainStep
+from xsalt.training.prefetch import prefetched
+from xsalt.training.profiling import profiling
+from xsalt.training.step import TrainStep
+from xsalt.training.throughput import Window
 
 STEADY_AFTER = 10
 """Updates left out of the steady-state speed: caches and allocators warm up."""
@@ -53,8 +58,27 @@ class State:
     resumed_from: list[int] = field(default_factory=list)
     """Updates at which the run was resumed."""
 
+    def count(self, examples: int, seconds: float) -> None:
+        """Counts an update that is done."""
+        self.update, self.in_epoch = self.update + 1, self.in_epoch + 1
+        self.examples, self.wall_s = self.examples + examples, self.wall_s + seconds
+        if self.update > STEADY_AFTER:
+            self.steady_s, self.steady_examples = self.steady_s + seconds, self.steady_examples + examples
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"best": self.best if math.isfinite(self.best) else None}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What an update computes with: its micro-batches, and how long they took to come."""
+
+    batches: list[Batch]
+    examples: int
+    of_epoch: int
+    """Updates of the epoch."""
+    began: float
+    waited: float
 
 
 class Interrupted(Exception):
@@ -95,7 +119,7 @@ class Trainer:
 
     config: TrainConfig
     step: TrainStep
-    optimizer: torch.optim.AdamW
+    optimizer: AdamW
     train: Dataset
     augmenters: Sequence[Augmenter]
     folder: Path
@@ -137,89 +161,94 @@ class Trainer:
             batch = criterion.prepare(batch)
         return batch
 
+    def updates(self, state: State, total: int) -> Generator[Drawn, None, None]:
+        """What is left of the run, update by update: batches are drawn by a thread of their own, a little ahead."""
+        while state.update < total and not state.stopped_early:
+            epoch = self.plan(state.epoch)
+            todo = epoch[state.in_epoch :]
+            draw_all = partial(self._draw_all, epoch=state.epoch)
+            with closing(prefetched(draw_all, todo)) as drawn:
+                began = time.monotonic()
+                for micro_batches, batches in zip(todo, drawn, strict=False):
+                    examples = sum(len(indices) for indices in micro_batches)
+                    yield Drawn(batches, examples, len(epoch), began, time.monotonic() - began)
+                    began = time.monotonic()
+            advance(state, state.in_epoch == len(epoch))
+
+    def _draw_all(self, micro_batches: Sequence[np.ndarray], epoch: int) -> list[Batch]:
+        return [self.draw(indices, epoch) for indices in micro_batches]
+
     def fit(self, state: State) -> State:
         """Trains from ``state`` to the end of the run, or until early stopping. Raises ``Interrupted`` after saving."""
-        shown = Progress(self.total_updates(), "training", start=state.update)
-        with closing(RunLog(self.folder, state.update)) as log, closing(shown) as progress:
-            self._loop(state, log, progress)
+        total = self.total_updates()
+        shown = Progress(total, "training", start=state.update)
+        tracing = profiling(self.folder / "profile", total - state.update, STEADY_AFTER)
+        with (
+            closing(RunLog(self.folder, state.update)) as log,
+            closing(shown) as progress,
+            tracing if self.config.profile else nullcontext(lambda: None) as traced,
+        ):
+            self._loop(state, log, progress, traced)
         return state
 
-    def _loop(self, state: State, log: RunLog, progress: Progress) -> None:
+    def _loop(self, state: State, log: RunLog, progress: Progress, traced: Callable[[], None]) -> None:
         config, optim, model = self.config, self.config.optim, self.step.model
         total = progress.total
-        figures: dict[str, list[float]] = {}
-        tokens = padded = examples = 0
-        window = time.monotonic()
+        window = Window(model, self.device, self.step.precision)
         model.train()
-        with StopSignals() as stop:
-            while state.update < total and not state.stopped_early:
-                updates = self.plan(state.epoch)
-                for micro_batches in updates[state.in_epoch :]:
-                    began = time.monotonic()
-                    batches = [self.draw(indices, state.epoch) for indices in micro_batches]
-                    names = list(self.step.criterions)
-                    counts = distributed.sum_over_ranks(
-                        [float(sum(self.step.criterions[name].count(batch) for batch in batches)) for name in names]
-                    )
-                    for batch in batches:
-                        placed = batch.to(self.device)
-                        set_dropout_key(model, config.seed, state.update, placed)
-                        loss, logged = self.step(placed, dict(zip(names, counts, strict=True)))
-                        if not math.isfinite(float(loss.detach())):
-                            rows = ", ".join(self.train.uids[int(uid)] for uid in batch.uid_B[:8])
-                            raise UserError(
-                                f"the loss is {float(loss):g} at update {state.update + 1} (examples {rows} ...): "
-                                f"lower optim.lr (now {optim.lr:g}); the last checkpoint is kept"
-                            )
-                        loss.backward()
-                        add(figures, logged | batch.log)
-                    norm = torch.nn.utils.clip_grad_norm_(self.step.parameters(), optim.clip or math.inf)
-                    lr = float(optim.lr or 0.0) * rate(optim.schedule, state.update, total, optim.warmup)
-                    for group in self.optimizer.param_groups:
-                        group["lr"] = lr
-                    self.optimizer.step()
-                    self.optimizer.zero_grad(set_to_none=True)
-                    model.embeddings.word.decay_untouched(1.0 - lr * optim.weight_decay)
-                    state.word_decay *= 1.0 - lr * optim.weight_decay
+        names = list(self.step.criterions)
+        with StopSignals() as stop, closing(self.updates(state, total)) as updates:
+            for drawn in updates:
+                counts = distributed.sum_over_ranks(
+                    [float(sum(self.step.criterions[name].count(batch) for batch in drawn.batches)) for name in names]
+                )
+                for batch in drawn.batches:
+                    placed = batch.to(self.device)
+                    set_dropout_key(model, config.seed, state.update, placed)
+                    loss, logged = self.step(placed, dict(zip(names, counts, strict=True)))
+                    if not math.isfinite(float(loss.detach())):
+                        rows = ", ".join(self.train.uids[int(uid)] for uid in batch.uid_B[:8])
+                        raise UserError(
+                            f"the loss is {float(loss):g} at update {state.update + 1} (examples {rows} ...): "
+                            f"lower optim.lr (now {optim.lr:g}); the last checkpoint is kept"
+                        )
+                    loss.backward()
+                    window.add_figures(logged | batch.log)
+                norm = gradient_norm(self.step.parameters())
+                lr = float(optim.lr or 0.0) * rate(optim.schedule, state.update, total, optim.warmup)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = lr
+                self.optimizer.step(scale=clipping(norm, optim.clip))
+                self.optimizer.zero_grad(set_to_none=True)
+                model.embeddings.word.decay_untouched(1.0 - lr * optim.weight_decay)
+                state.word_decay *= 1.0 - lr * optim.weight_decay
 
-                    took = time.monotonic() - began
-                    state.update, state.in_epoch = state.update + 1, state.in_epoch + 1
-                    n = sum(len(indices) for indices in micro_batches)
-                    state.examples, state.wall_s = state.examples + n, state.wall_s + took
-                    if state.update > STEADY_AFTER:
-                        state.steady_s, state.steady_examples = state.steady_s + took, state.steady_examples + n
-                    tokens += sum(batch.layout.tokens for batch in batches)
-                    padded += sum(batch.layout.size * batch.layout.longest for batch in batches)
-                    examples += n
-                    if state.update == 1:
-                        log.text("augment/examples", self.show(batches[0]), 1)
-                    if state.update % config.log_every == 0 or state.update == total:
-                        seconds = time.monotonic() - window
-                        values = {name: s / c for name, (s, c) in figures.items() if c}
-                        values |= {"lr": lr, "grad_norm": float(norm), "padding": 1 - tokens / padded}
-                        values |= {"tokens_per_s": tokens / seconds, "pairs_per_s": examples / seconds}
-                        log.update(state.update, state.epoch + state.in_epoch / len(updates), values)
-                        progress.step(0, " ".join(f"{k}={values[k]:.3f}" for k in ("loss", "accuracy") if k in values))
-                        figures, tokens, padded, examples, window = {}, 0, 0, 0, time.monotonic()
-                    progress.step()
+                state.count(drawn.examples, time.monotonic() - drawn.began)
+                window.add_update(drawn.batches, drawn.examples, drawn.waited)
+                if state.update == 1:
+                    log.text("augment/examples", self.show(drawn.batches[0]), 1)
+                if state.update % config.log_every == 0 or state.update == total:
+                    values = {"lr": lr, "grad_norm": norm} | window.values()
+                    log.update(state.update, state.epoch + state.in_epoch / drawn.of_epoch, values)
+                    progress.step(0, " ".join(f"{k}={values[k]:.3f}" for k in ("loss", "accuracy") if k in values))
+                    window.restart()
+                progress.step()
+                traced()
 
-                    end_of_epoch = state.in_epoch == len(updates)
-                    last = state.update == total
-                    if due(state.update, config.eval.every, end_of_epoch) or last:
-                        paused = time.monotonic()
-                        self.judge(state, log)
-                        window += time.monotonic() - paused
-                    if due(state.update, config.checkpoint.every, end_of_epoch) or last or state.stopped_early:
-                        paused = time.monotonic()
-                        self.save("last", advance(state, end_of_epoch))
-                        window += time.monotonic() - paused
-                    if stop.caught is not None:
-                        self.save("last", advance(state, end_of_epoch))
-                        say(f"{signal.Signals(stop.caught).name}: saved update {state.update} in {self.folder}")
-                        raise Interrupted(stop.caught)
-                    if last or state.stopped_early:
-                        break
-                advance(state, state.in_epoch == len(updates))
+                end_of_epoch = state.in_epoch == drawn.of_epoch
+                last = state.update == total
+                paused = time.monotonic()
+                if due(state.update, config.eval.every, end_of_epoch) or last:
+                    self.judge(state, log)
+                if due(state.update, config.checkpoint.every, end_of_epoch) or last or state.stopped_early:
+                    self.save("last", advance(state, end_of_epoch))
+                window.paused += time.monotonic() - paused
+                if stop.caught is not None:
+                    self.save("last", advance(state, end_of_epoch))
+                    say(f"{signal.Signals(stop.caught).name}: saved update {state.update} in {self.folder}")
+                    raise Interrupted(stop.caught)
+                if last or state.stopped_early:
+                    break
 
     def judge(self, state: State, log: RunLog) -> None:
         """Evaluates on the source language's dev set, keeps the best weights, and stops early when patience ends."""
@@ -247,11 +276,3 @@ def advance(state: State, end_of_epoch: bool) -> State:
     if end_of_epoch:
         state.epoch, state.in_epoch = state.epoch + 1, 0
     return state
-
-
-def add(figures: dict[str, list[float]], more: Mapping[str, tuple[float, float]] | Figures) -> None:
-    """Adds (sum, count) figures by name."""
-    for name, (value, count) in more.items():
-        entry = figures.setdefault(name, [0.0, 0.0])
-        entry[0] += value
-        entry[1] += count

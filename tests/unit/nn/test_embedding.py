@@ -36,7 +36,7 @@ def test_training_the_active_rows_is_the_mathematics_of_the_dense_table_under_ad
     adamw = {"lr": LR, "weight_decay": DECAY, "betas": (0.9, 0.98)}
     dense_optimizer = torch.optim.AdamW([dense], **adamw)  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW([word.weight], **adamw)  # type: ignore[arg-type]
-    for update in range(20):
+    for update in range(200):
         ids_N = torch.from_numpy(np.random.default_rng(update).choice(active, 9))
         dense_optimizer.zero_grad()
         _loss(F.embedding(ids_N, dense), update).backward()

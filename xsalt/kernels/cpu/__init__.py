@@ -81,6 +81,10 @@ class _Attention(Structure):
     )
 
 
+class _Adam(Structure):
+    _fields_ = tuple((name, c_float) for name in ("keep", "step", "beta1", "beta2", "root", "eps", "scale"))
+
+
 _SIGNATURES = {
     "xsalt_embed_forward": (POINTER(_Embed), c_int64, c_void_p),
     "xsalt_embed_backward": (POINTER(_Embed), c_int64, c_void_p, POINTER(_EmbedGrads)),
@@ -90,6 +94,7 @@ _SIGNATURES = {
     "xsalt_pack_heads": (POINTER(_Attention), c_int64, c_int64, c_void_p, c_void_p),
     "xsalt_softmax_forward": (POINTER(_Attention), c_int64, c_void_p, c_void_p, c_void_p),
     "xsalt_softmax_backward": (POINTER(_Attention), c_int64, c_void_p, c_void_p, c_void_p),
+    "xsalt_adamw": (c_int64, c_int64, POINTER(_Adam), c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_void_p),
     "xsalt_mask": (c_int64, c_int64, c_int64, c_void_p, _Key, c_void_p),
 }
 
@@ -290,3 +295,49 @@ class AttentionCall:
             ctypes.byref(self.arguments), _type(weight), weight.data_ptr(), grad_used.data_ptr(), grad_used.data_ptr()
         )
         return grad_used
+
+
+def adamw_(
+    x: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    *,
+    update: int,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+    scale: float,
+) -> None:
+    """Update number ``update`` (from 1) of a float32 parameter in place, as ``torch.optim.AdamW`` makes it.
+
+    ``grad``: dense, or for a (rows, D) parameter sparse and coalesced; it is multiplied with ``scale``.
+    """
+    touched_U, values = None, grad
+    if grad.is_sparse:
+        grad = grad.coalesce()
+        touched_U, values = grad.indices()[0].contiguous(), grad.values()
+    values = values.contiguous()
+    rows, D = (len(x), x[0].numel()) if touched_U is not None and len(x) else (1, x.numel())
+    beta1, beta2 = betas
+    settings = _Adam(
+        1.0 - lr * weight_decay,
+        lr / (1.0 - beta1**update),
+        beta1,
+        beta2,
+        (1.0 - beta2**update) ** 0.5,
+        eps,
+        scale,
+    )
+    _lib().xsalt_adamw(
+        rows,
+        D,
+        ctypes.byref(settings),
+        _at(x),
+        _at(values),
+        _at(touched_U),
+        0 if touched_U is None else len(touched_U),
+        _at(exp_avg),
+        _at(exp_avg_sq),
+    )

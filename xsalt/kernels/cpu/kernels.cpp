@@ -17,6 +17,10 @@
 #include <omp.h>
 #endif
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
 // ---------------------------------------------------------------------------------------------------- number formats
@@ -43,8 +47,8 @@ inline void store(bf16 *at, float x) {  // round to nearest, ties to even, as Py
 
 // ------------------------------------------------------------------------------------------------------ dropout masks
 
-// Philox-4x32-10 (Salmon et al., SC 2011) on LANES counters (first + lane, c1, c2, c3) at once. A call gives 128 bits a
-// lane: eight 16-bit numbers, so `draws` holds the numbers of 8 * LANES neighbouring elements in their order.
+// Philox-4x32-10 (Salmon et al., SC 2011) on LANES counters (first + lane, c1, c2, c3) at once: word[w][lane] are the
+// four words of each. Half h of word w is number 2 * w + h of its counter, 16 bits.
 constexpr int LANES = 16;
 constexpr int DRAWS = 8 * LANES;
 
@@ -54,47 +58,113 @@ struct Key {  // key of a dropout site at one update
     float scale;
 };
 
-inline void philox(uint32_t first, const uint32_t *token, const Key &key, uint16_t *draws) {
-    uint32_t c0[LANES], c1[LANES], c2[LANES], c3[LANES];
-    for (int l = 0; l < LANES; ++l) {
-        c0[l] = first + static_cast<uint32_t>(l);
-        c1[l] = token[0];
-        c2[l] = token[1];
-        c3[l] = token[2];
+constexpr uint32_t MULTIPLY0 = 0xD2511F53u, MULTIPLY1 = 0xCD9E8D57u, ADD0 = 0x9E3779B9u, ADD1 = 0xBB67AE85u;
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+// The processor multiplies the low halves of 64-bit lanes and ignores what is in the high ones. So even and odd counters
+// are kept apart, each in the low half of such a lane, and the high halves hold whatever came of them.
+#if defined(__AVX512F__)
+using Wide = __m512i;
+inline Wide fill(uint32_t x) { return _mm512_set1_epi64(x); }
+inline Wide multiply(Wide a, Wide b) { return _mm512_mul_epu32(a, b); }
+inline Wide high(Wide a) { return _mm512_srli_epi64(a, 32); }
+inline Wide exclusive_or(Wide a, Wide b, Wide c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
+inline Wide add(Wide a, Wide b) { return _mm512_add_epi64(a, b); }
+inline Wide numbered() { return _mm512_set_epi64(14, 12, 10, 8, 6, 4, 2, 0); }
+inline void interleave(uint32_t *at, Wide even, Wide odd) {
+    _mm512_storeu_si512(at, _mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32)));
+}
+#else
+using Wide = __m256i;
+inline Wide fill(uint32_t x) { return _mm256_set1_epi64x(x); }
+inline Wide multiply(Wide a, Wide b) { return _mm256_mul_epu32(a, b); }
+inline Wide high(Wide a) { return _mm256_srli_epi64(a, 32); }
+inline Wide exclusive_or(Wide a, Wide b, Wide c) { return _mm256_xor_si256(_mm256_xor_si256(a, b), c); }
+inline Wide add(Wide a, Wide b) { return _mm256_add_epi64(a, b); }
+inline Wide numbered() { return _mm256_set_epi64x(6, 4, 2, 0); }
+inline void interleave(uint32_t *at, Wide even, Wide odd) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(at), _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA));
+}
+#endif
+
+inline void philox(uint32_t first, const uint32_t *token, const Key &key, uint32_t (*word)[LANES]) {
+    constexpr int COUNTERS = sizeof(Wide) / 4, GROUPS = 2 * LANES / COUNTERS;  // group 2 g: even counters, 2 g + 1: odd
+    Wide c0[GROUPS], c1[GROUPS], c2[GROUPS], c3[GROUPS];
+    for (int g = 0; g < GROUPS; ++g) {
+        c0[g] = add(fill(first + static_cast<uint32_t>(g / 2 * COUNTERS + g % 2)), numbered());
+        c1[g] = fill(token[0]);
+        c2[g] = fill(token[1]);
+        c3[g] = fill(token[2]);
     }
+    const Wide m0 = fill(MULTIPLY0), m1 = fill(MULTIPLY1);
     uint32_t k0 = key.k0, k1 = key.k1;
     for (int round = 0; round < 10; ++round) {
-#pragma omp simd
-        for (int l = 0; l < LANES; ++l) {
-            uint64_t p0 = static_cast<uint64_t>(c0[l]) * 0xD2511F53u;
-            uint64_t p1 = static_cast<uint64_t>(c2[l]) * 0xCD9E8D57u;
-            c0[l] = static_cast<uint32_t>(p1 >> 32) ^ c1[l] ^ k0;
-            c2[l] = static_cast<uint32_t>(p0 >> 32) ^ c3[l] ^ k1;
-            c1[l] = static_cast<uint32_t>(p1);
-            c3[l] = static_cast<uint32_t>(p0);
+        const Wide w0 = fill(k0), w1 = fill(k1);
+        for (int g = 0; g < GROUPS; ++g) {
+            const Wide p0 = multiply(c0[g], m0), p1 = multiply(c2[g], m1);
+            c0[g] = exclusive_or(high(p1), c1[g], w0);
+            c2[g] = exclusive_or(high(p0), c3[g], w1);
+            c1[g] = p1;
+            c3[g] = p0;
         }
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
+        k0 += ADD0;
+        k1 += ADD1;
     }
-    for (int l = 0; l < LANES; ++l) {
-        for (int half = 0; half < 2; ++half) {
-            draws[8 * l + half] = static_cast<uint16_t>(c0[l] >> (16 * half));
-            draws[8 * l + 2 + half] = static_cast<uint16_t>(c1[l] >> (16 * half));
-            draws[8 * l + 4 + half] = static_cast<uint16_t>(c2[l] >> (16 * half));
-            draws[8 * l + 6 + half] = static_cast<uint16_t>(c3[l] >> (16 * half));
-        }
+    for (int g = 0; g < GROUPS; g += 2) {
+        interleave(word[0] + g / 2 * COUNTERS, c0[g], c0[g + 1]);
+        interleave(word[1] + g / 2 * COUNTERS, c1[g], c1[g + 1]);
+        interleave(word[2] + g / 2 * COUNTERS, c2[g], c2[g + 1]);
+        interleave(word[3] + g / 2 * COUNTERS, c3[g], c3[g + 1]);
     }
 }
+#else
+inline void philox(uint32_t first, const uint32_t *token, const Key &key, uint32_t (*word)[LANES]) {
+    for (int l = 0; l < LANES; ++l) {
+        uint32_t c0 = first + static_cast<uint32_t>(l), c1 = token[0], c2 = token[1], c3 = token[2];
+        uint32_t k0 = key.k0, k1 = key.k1;
+        for (int round = 0; round < 10; ++round) {
+            const uint64_t p0 = static_cast<uint64_t>(c0) * MULTIPLY0, p1 = static_cast<uint64_t>(c2) * MULTIPLY1;
+            c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
+            c2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
+            c1 = static_cast<uint32_t>(p1);
+            c3 = static_cast<uint32_t>(p0);
+            k0 += ADD0;
+            k1 += ADD1;
+        }
+        word[0][l] = c0;
+        word[1][l] = c1;
+        word[2][l] = c2;
+        word[3][l] = c3;
+    }
+}
+#endif
 
-// factor[i] = scale or 0 for elements i in [begin, end) of a row; `counter` is added to the block number i / 8.
-inline void dropout_factors(int64_t begin, int64_t end, uint32_t counter, const uint32_t *token, const Key &key,
-                            float *factor) {
-    uint16_t draws[DRAWS];
-    int64_t start = begin / DRAWS * DRAWS;
-    for (int64_t base = start; base < end; base += DRAWS) {
-        philox(counter + static_cast<uint32_t>(base / 8), token, key, draws);
-        int64_t from = std::max(begin, base), to = std::min(end, base + DRAWS);
-        for (int64_t i = from; i < to; ++i) factor[i - begin] = draws[i - base] >= key.threshold ? key.scale : 0.0f;
+// factor[l] = scale or 0 for the LANES numbers in this half of the words: shifted to the top, they compare as they are.
+inline void factors_of(const uint32_t *word, int half, const Key &key, float *factor) {
+    const int shift = half ? 0 : 16;
+    const uint32_t limit = key.threshold << 16;
+    const uint32_t keep = half ? 0xffff0000u : 0xffffffffu;
+#pragma omp simd
+    for (int l = 0; l < LANES; ++l) factor[l] = ((word[l] << shift) & keep) >= limit ? key.scale : 0.0f;
+}
+
+// factor[i] = scale or 0 for elements i in [begin, end) of a row. Of each DRAWS neighbouring elements, the first LANES
+// have number 0 of LANES counters, the next ones number 1, and so on.
+inline void dropout_factors(int64_t begin, int64_t end, const uint32_t *token, const Key &key, float *factor) {
+    uint32_t word[4][LANES];
+    for (int64_t base = begin / DRAWS * DRAWS; base < end; base += DRAWS) {
+        philox(static_cast<uint32_t>(base / 8), token, key, word);
+        for (int number = 0; number < 8; ++number) {
+            const int64_t from = base + number * LANES;
+            if (from >= begin && from + LANES <= end) {
+                factors_of(word[number / 2], number % 2, key, factor + from - begin);
+            } else if (from < end && from + LANES > begin) {
+                float part[LANES];
+                factors_of(word[number / 2], number % 2, key, part);
+                for (int64_t i = std::max(from, begin); i < std::min(from + LANES, end); ++i)
+                    factor[i - begin] = part[i - from];
+            }
+        }
     }
 }
 
@@ -173,7 +243,7 @@ void embed_forward(const Embedding<W> &e, int64_t T, const float *gamma_D, const
         for (int64_t t = 0; t < T; ++t) {
             e.gather(t, 0, D, x.data());
             moments(x.data(), D, eps, &mean_T[t], &rstd_T[t]);
-            if (key.threshold) dropout_factors(0, D, 0, token_T3 + 3 * t, key, factor.data());
+            if (key.threshold) dropout_factors(0, D, token_T3 + 3 * t, key, factor.data());
             const float m = mean_T[t], s = rstd_T[t];
             const float *x_D = x.data(), *f_D = factor.data();
             O *out_D = out_TD + t * D;
@@ -199,7 +269,7 @@ void embed_backward(const Embedding<W> &e, int64_t T, const float *gamma_D, cons
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < T; ++t) {
             e.gather(t, 0, D, x.data());
-            if (key.threshold) dropout_factors(0, D, 0, token_T3 + 3 * t, key, factor.data());
+            if (key.threshold) dropout_factors(0, D, token_T3 + 3 * t, key, factor.data());
             const float m = mean_T[t], s = rstd_T[t];
             const float *x_D = x.data(), *f_D = factor.data();
             const O *g_D = grad_TD + t * D;
@@ -221,7 +291,7 @@ void embed_backward(const Embedding<W> &e, int64_t T, const float *gamma_D, cons
         std::vector<float> x(width), factor(width, 1.0f), dx(width);
         for (int64_t t = 0; t < T; ++t) {
             e.gather(t, begin, end, x.data());
-            if (key.threshold) dropout_factors(begin, end, 0, token_T3 + 3 * t, key, factor.data());
+            if (key.threshold) dropout_factors(begin, end, token_T3 + 3 * t, key, factor.data());
             const float m = mean_T[t], s = rstd_T[t], sum = sum_T[t], product = product_T[t];
             const O *g_D = grad_TD + t * D + begin;
             const float *gamma = gamma_D + begin;
@@ -271,7 +341,7 @@ void norm_forward(int64_t T, int64_t D, const float *residual_TD, const Y *y_TD,
         std::vector<float> factor(D, 1.0f);
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < T; ++t) {
-            if (key.threshold) dropout_factors(0, D, 0, token_T3 + 3 * t, key, factor.data());
+            if (key.threshold) dropout_factors(0, D, token_T3 + 3 * t, key, factor.data());
             const float *residual = residual_TD + t * D, *f_D = factor.data();
             const Y *y = y_TD + t * D;
             float *sum = sum_TD + t * D, *out = out_TD + t * D;
@@ -290,70 +360,60 @@ void norm_forward(int64_t T, int64_t D, const float *residual_TD, const Y *y_TD,
     }
 }
 
+// Sums over tokens are made in blocks of so many tokens, which are then added in order: the same for any threads.
+constexpr int64_t BLOCK = 32;
+
 template <typename Y>
 void norm_backward(int64_t T, int64_t D, const float *sum_TD, const float *gamma_D, const float *mean_T,
                    const float *rstd_T, const uint32_t *token_T3, Key key, const float *grad_TD, const bf16 *grad16_TD,
                    float *grad_residual_TD, Y *grad_y_TD, float *grad_gamma_D, float *grad_beta_D) {
-    const int threads = threads_for(T * D);
-#pragma omp parallel num_threads(threads)
+    const int64_t blocks = (T + BLOCK - 1) / BLOCK;
+    std::vector<float> parts(2 * blocks * D, 0.0f);
+#pragma omp parallel num_threads(threads_for(T *D))
     {
         std::vector<float> factor(D, 1.0f), g(D);
 #pragma omp for schedule(static)
-        for (int64_t t = 0; t < T; ++t) {
-            if (key.threshold) dropout_factors(0, D, 0, token_T3 + 3 * t, key, factor.data());
-            const float m = mean_T[t], s = rstd_T[t];
-            const float *x = sum_TD + t * D, *f_D = factor.data();
-            float *g_D = g.data(), *dx = grad_residual_TD + t * D;
-            const float *grad = grad_TD ? grad_TD + t * D : nullptr;
-            const bf16 *grad16 = grad16_TD ? grad16_TD + t * D : nullptr;
-            for (int64_t d = 0; d < D; ++d) g_D[d] = grad ? grad[d] : 0.0f;
-            if (grad16) {
+        for (int64_t block = 0; block < blocks; ++block) {
+            float *gamma_part = parts.data() + 2 * block * D, *beta_part = gamma_part + D;
+            for (int64_t t = block * BLOCK; t < std::min(T, (block + 1) * BLOCK); ++t) {
+                if (key.threshold) dropout_factors(0, D, token_T3 + 3 * t, key, factor.data());
+                const float m = mean_T[t], s = rstd_T[t];
+                const float *x = sum_TD + t * D, *f_D = factor.data();
+                float *g_D = g.data(), *dx = grad_residual_TD + t * D;
+                const float *grad = grad_TD ? grad_TD + t * D : nullptr;
+                const bf16 *grad16 = grad16_TD ? grad16_TD + t * D : nullptr;
+                if (grad && grad16) {
 #pragma omp simd
-                for (int64_t d = 0; d < D; ++d) g_D[d] += to_float(grad16[d]);
-            }
-            float sum = 0.0f, product = 0.0f;
+                    for (int64_t d = 0; d < D; ++d) g_D[d] = grad[d] + to_float(grad16[d]);
+                } else {
+                    for (int64_t d = 0; d < D; ++d) g_D[d] = grad ? grad[d] : grad16 ? to_float(grad16[d]) : 0.0f;
+                }
+                float sum = 0.0f, product = 0.0f;
 #pragma omp simd reduction(+ : sum, product)
-            for (int64_t d = 0; d < D; ++d) {
-                float scaled = g_D[d] * gamma_D[d];
-                sum += scaled;
-                product += scaled * ((x[d] - m) * s);
-            }
-            sum /= static_cast<float>(D);
-            product /= static_cast<float>(D);
-            Y *dy = grad_y_TD + t * D;
+                for (int64_t d = 0; d < D; ++d) {
+                    float scaled = g_D[d] * gamma_D[d], normed = (x[d] - m) * s;
+                    sum += scaled;
+                    product += scaled * normed;
+                    gamma_part[d] += g_D[d] * normed;
+                    beta_part[d] += g_D[d];
+                }
+                sum /= static_cast<float>(D);
+                product /= static_cast<float>(D);
+                Y *dy = grad_y_TD + t * D;
 #pragma omp simd
-            for (int64_t d = 0; d < D; ++d) {
-                float value = s * (g_D[d] * gamma_D[d] - sum - (x[d] - m) * s * product);
-                dx[d] = value;
-                store(dy + d, value * f_D[d]);
+                for (int64_t d = 0; d < D; ++d) {
+                    float value = s * (g_D[d] * gamma_D[d] - sum - (x[d] - m) * s * product);
+                    dx[d] = value;
+                    store(dy + d, value * f_D[d]);
+                }
             }
         }
     }
-    const int64_t chunk = std::max<int64_t>(16, ((D + threads - 1) / threads + 15) / 16 * 16);
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t begin = 0; begin < D; begin += chunk) {
-        const int64_t width = std::min(D, begin + chunk) - begin;
-        float *gamma_out = grad_gamma_D + begin, *beta_out = grad_beta_D + begin;
-        for (int64_t t = 0; t < T; ++t) {
-            const float m = mean_T[t], s = rstd_T[t];
-            const float *x = sum_TD + t * D + begin;
-            const float *grad = grad_TD ? grad_TD + t * D + begin : nullptr;
-            const bf16 *grad16 = grad16_TD ? grad16_TD + t * D + begin : nullptr;
-            if (grad) {
-#pragma omp simd
-                for (int64_t d = 0; d < width; ++d) {
-                    gamma_out[d] += grad[d] * ((x[d] - m) * s);
-                    beta_out[d] += grad[d];
-                }
-            }
-            if (grad16) {
-#pragma omp simd
-                for (int64_t d = 0; d < width; ++d) {
-                    float g = to_float(grad16[d]);
-                    gamma_out[d] += g * ((x[d] - m) * s);
-                    beta_out[d] += g;
-                }
-            }
+    for (int64_t block = 0; block < blocks; ++block) {
+        const float *part = parts.data() + 2 * block * D;
+        for (int64_t d = 0; d < D; ++d) {
+            grad_gamma_D[d] += part[d];
+            grad_beta_D[d] += part[D + d];
         }
     }
 }
@@ -402,13 +462,16 @@ void pack_heads(int64_t B, int64_t H, int64_t S, int64_t d, int64_t parts, const
 // counter (group << 16 | key) are those of the eight heads.
 inline void attention_factors(int64_t L, int64_t S, int64_t group, const uint32_t *token, const Key &key,
                               float *factor) {
-    uint16_t draws[DRAWS];
+    uint32_t word[4][LANES];
+    float part[LANES];
     for (int64_t base = 0; base < L; base += LANES) {
-        philox(static_cast<uint32_t>(group << 16) + static_cast<uint32_t>(base), token, key, draws);
+        philox(static_cast<uint32_t>(group << 16) + static_cast<uint32_t>(base), token, key, word);
         const int64_t n = std::min<int64_t>(LANES, L - base);
-        for (int64_t h = 0; h < 8; ++h)
-            for (int64_t j = 0; j < n; ++j)
-                factor[h * S + base + j] = draws[8 * j + h] >= key.threshold ? key.scale : 0.0f;
+        for (int h = 0; h < 8; ++h) {
+            float *out = factor + h * S + base;
+            factors_of(word[h / 2], h % 2, key, n == LANES ? out : part);
+            if (n < LANES) std::memcpy(out, part, n * sizeof(float));
+        }
     }
 }
 
@@ -515,6 +578,59 @@ void softmax_backward(int64_t B, int64_t H, int64_t S, const int64_t *offset_B1,
                     if (S > L) std::memset(out + L, 0, (S - L) * sizeof(X));
                 }
             }
+        }
+    }
+}
+
+// -------------------------------------------------------------------------------------------------------------- AdamW
+
+struct Adam {
+    float keep;           // 1 - lr * weight decay
+    float step;           // lr / (1 - beta1 ** t)
+    float beta1, beta2;
+    float root;           // sqrt(1 - beta2 ** t)
+    float eps;
+    float scale;          // of the gradient: clipping
+};
+
+inline void adam_row(int64_t begin, int64_t end, const Adam &a, float *x, const float *grad, float *first, float *second) {
+    const float gain = 1.0f - a.beta1, gain2 = 1.0f - a.beta2, inverse = 1.0f / a.root;
+    if (grad) {
+#pragma omp simd
+        for (int64_t i = begin; i < end; ++i) {
+            const float g = grad[i] * a.scale;
+            first[i] = a.beta1 * first[i] + gain * g;
+            second[i] = a.beta2 * second[i] + gain2 * g * g;
+            x[i] = x[i] * a.keep - a.step * first[i] / (std::sqrt(second[i]) * inverse + a.eps);
+        }
+    } else {
+#pragma omp simd
+        for (int64_t i = begin; i < end; ++i) {
+            first[i] *= a.beta1;
+            second[i] *= a.beta2;
+            x[i] = x[i] * a.keep - a.step * first[i] / (std::sqrt(second[i]) * inverse + a.eps);
+        }
+    }
+}
+
+// A table of `rows` rows of D values whose gradient is zero but in rows touched_U (sorted, each once); null: grad is dense.
+void adamw(int64_t rows, int64_t D, const Adam &a, float *x, const float *grad, const int64_t *touched_U, int64_t U,
+           float *first, float *second) {
+    const int threads = threads_for(rows * D);
+    if (!touched_U) {
+        const int64_t N = rows * D, chunk = 4096;
+#pragma omp parallel for schedule(static) num_threads(threads)
+        for (int64_t begin = 0; begin < N; begin += chunk) adam_row(begin, std::min(N, begin + chunk), a, x, grad, first, second);
+        return;
+    }
+    const int64_t chunk = 64;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t begin = 0; begin < rows; begin += chunk) {
+        const int64_t *next = std::lower_bound(touched_U, touched_U + U, begin);
+        for (int64_t row = begin; row < std::min(rows, begin + chunk); ++row) {
+            const float *g = nullptr;
+            if (next < touched_U + U && *next == row) g = grad + (next++ - touched_U) * D;
+            adam_row(0, D, a, x + row * D, g, first + row * D, second + row * D);
         }
     }
 }
@@ -679,7 +795,7 @@ EXPORT void xsalt_mask(int64_t T, int64_t D, int64_t heads, const uint32_t *toke
     key.scale = 1.0f;
     for (int64_t t = 0; t < T; ++t) {
         if (!heads) {
-            dropout_factors(0, D, 0, token_T3 + 3 * t, key, factor.data());
+            dropout_factors(0, D, token_T3 + 3 * t, key, factor.data());
             for (int64_t i = 0; i < D; ++i) keep[t * D + i] = factor[i] != 0.0f;
             continue;
         }
@@ -688,4 +804,10 @@ EXPORT void xsalt_mask(int64_t T, int64_t D, int64_t heads, const uint32_t *toke
             for (int64_t i = 0; i < D; ++i) keep[(h * T + t) * D + i] = factor[(h % 8) * D + i] != 0.0f;
         }
     }
+}
+
+// One parameter's AdamW update in place, everything float32; touched_U null: the gradient is dense.
+EXPORT void xsalt_adamw(int64_t rows, int64_t D, const Adam *a, float *x, const float *grad, const int64_t *touched_U,
+                        int64_t U, float *first, float *second) {
+    adamw(rows, D, *a, x, grad, touched_U, U, first, second);
 }

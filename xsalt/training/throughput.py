@@ -1,0 +1,95 @@
+"""How fast training goes, and what share of the machine it uses."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+
+from xsalt.batch import Batch
+
+MEASURE_S = 0.1
+"""Seconds that measuring the ceiling takes, after the warm-up."""
+
+
+@cache
+def matrix_product_flops(device: torch.device, precision: str) -> float:
+    """FLOP/s of a matrix product of size 1024 (CUDA: 8192) on the device: the ceiling that MFU refers to."""
+    size = 8192 if device.type == "cuda" else 1024
+    a = torch.ones(size, size, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    work, best, began = 2.0 * float(size) ** 3, 0.0, 0.0
+    for call in range(1_000):
+        if call == 3:  # after the warm-up
+            began = time.perf_counter()
+        start = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = max(best, work / (time.perf_counter() - start))
+        if began and time.perf_counter() - began > MEASURE_S:
+            break
+    return best
+
+
+def training_flops_per_token(model: Any) -> float:
+    """6 per weight of the encoder's matrices: 2 in the forward pass, 4 in the backward pass.
+
+    Attention's own products and the heads are left out, so that the figure depends on no batch.
+    """
+    return 6.0 * sum(p.numel() for p in model.encoder.parameters() if p.ndim == 2)
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Most memory that the process has had so far, in GB (10**9 bytes): resident; on CUDA, allocated on the device."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device)) / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+class Window:
+    """What happened since the last logged line: figures of the criterions and augmenters, speed, use of the machine."""
+
+    def __init__(self, model: Any, device: torch.device, precision: str) -> None:
+        self.flops_per_token = training_flops_per_token(model)
+        self.device, self.precision = device, precision
+        self.restart()
+
+    def restart(self) -> None:
+        self.figures: dict[str, list[float]] = {}
+        self.tokens = self.grid = self.sequences = 0
+        self.waited = self.paused = 0.0
+        self.began = time.monotonic()
+
+    def add_figures(self, more: Mapping[str, tuple[float, float]]) -> None:
+        """Adds (sum, count) figures by name."""
+        for name, (value, count) in more.items():
+            entry = self.figures.setdefault(name, [0.0, 0.0])
+            entry[0] += value
+            entry[1] += count
+
+    def add_update(self, batches: Sequence[Batch], examples: int, waited: float) -> None:
+        """``waited``: seconds until the batches were there."""
+        self.tokens += sum(batch.layout.tokens for batch in batches)
+        self.grid += sum(batch.layout.size * batch.layout.longest for batch in batches)
+        self.sequences += examples
+        self.waited += waited
+
+    def values(self) -> dict[str, float]:
+        """Means of the figures, then ``tokens_per_s``, ``pairs_per_s``, ``mfu``, shares of padding and of waiting."""
+        seconds = max(1e-9, time.monotonic() - self.began - self.paused)
+        values = {name: total / count for name, (total, count) in self.figures.items() if count}
+        speed = self.tokens / seconds
+        return values | {
+            "padding": 1 - self.tokens / self.grid,
+            "tokens_per_s": speed,
+            "pairs_per_s": self.sequences / seconds,
+            "mfu": speed * self.flops_per_token / matrix_product_flops(self.device, self.precision),
+            "data_wait": self.waited / seconds,
+            "peak_memory_gb": peak_memory_gb(self.device),
+        }
