@@ -50,6 +50,30 @@ def assert_near(fast: Tensor, plain: Tensor, bound: float) -> None:
 
 
 @needs_build
+@pytest.mark.parametrize("build", cpu.runnable_builds())
+def test_every_build_that_runs_here_computes_the_same(build: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = cpu.load(build)
+    assert not isinstance(loaded, str), loaded
+    monkeypatch.setattr(cpu, "library", lambda: (loaded, build))
+    key = site((5, 130, 1), 0.3)
+    assert key is not None
+    for width in (1, 17, 384):
+        assert torch.equal(cpu.keep_mask(key, width), keep_hidden(key, width))
+    assert torch.equal(cpu.keep_mask(key, 33, 12), keep_attention(key, 12, 33))
+    y_TD, gamma_D = torch.randn(136, 50), torch.rand(50)
+
+    def normed() -> list[Tensor]:
+        leaf = y_TD.clone().requires_grad_()
+        out_TD = dropout_add_norm(y_TD, leaf, gamma_D, gamma_D, 1e-6, key)[0]
+        out_TD.square().sum().backward()
+        assert leaf.grad is not None
+        return [out_TD.detach(), leaf.grad]
+
+    for fast, plain in both(normed):
+        assert_near(fast, plain, 1e-5)
+
+
+@needs_build
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9999])
 def test_masks_are_the_reference_bit_by_bit(p: float) -> None:
     key = site((5, 130, 1), p)

@@ -99,23 +99,36 @@ _SIGNATURES = {
 }
 
 
+def load(build: str) -> ctypes.CDLL | str:
+    """The library of a build, or why it cannot be used."""
+    for path in sorted(Path(__file__).parent.glob(f"_{build}.*")):
+        if path.suffix not in (".so", ".pyd", ".dylib"):
+            continue
+        try:  # OpenMP's functions are those of the library that PyTorch has loaded: one set of threads for both
+            loaded = ctypes.CDLL(str(path))
+        except OSError as error:
+            return f"{path.name} does not load: {error}"
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(loaded, name)
+            function.argtypes, function.restype = arguments, None
+        return loaded
+    return "not built: no C++ compiler when xsalt was installed"
+
+
+def runnable_builds() -> tuple[str, ...]:
+    """Names of the builds whose instructions this processor has, best first."""
+    return BUILDS.get(torch.backends.cpu.get_cpu_capability(), ("base",))
+
+
 @cache
 def library() -> tuple[ctypes.CDLL | None, str]:
     """The loaded library and the name of its build, or None and why there is none."""
-    reason = "not built: no C++ compiler when xsalt was installed"
-    for build in BUILDS.get(torch.backends.cpu.get_cpu_capability(), ("base",)):
-        for path in sorted(Path(__file__).parent.glob(f"_{build}.*")):
-            if path.suffix not in (".so", ".pyd", ".dylib"):
-                continue
-            try:  # OpenMP's functions are those of the library that PyTorch has loaded: one set of threads for both
-                loaded = ctypes.CDLL(str(path))
-            except OSError as error:
-                reason = f"{path.name} does not load: {error}"
-                continue
-            for name, arguments in _SIGNATURES.items():
-                function = getattr(loaded, name)
-                function.argtypes, function.restype = arguments, None
+    reason = ""
+    for build in runnable_builds():
+        loaded = load(build)
+        if not isinstance(loaded, str):
             return loaded, build
+        reason = reason or loaded
     return None, reason
 
 

@@ -139,31 +139,27 @@ inline void philox(uint32_t first, const uint32_t *token, const Key &key, uint32
 }
 #endif
 
+inline int64_t whole(int64_t n) { return (n + LANES - 1) / LANES * LANES; }  // room for n values in whole vectors
+
 // factor[l] = scale or 0 for the LANES numbers in this half of the words: shifted to the top, they compare as they are.
 inline void factors_of(const uint32_t *word, int half, const Key &key, float *factor) {
     const int shift = half ? 0 : 16;
-    const uint32_t limit = key.threshold << 16;
-    const uint32_t keep = half ? 0xffff0000u : 0xffffffffu;
+    const uint32_t limit = key.threshold << 16, bits = half ? 0xffff0000u : 0xffffffffu;
+    const float scale = key.scale;
 #pragma omp simd
-    for (int l = 0; l < LANES; ++l) factor[l] = ((word[l] << shift) & keep) >= limit ? key.scale : 0.0f;
+    for (int l = 0; l < LANES; ++l) factor[l] = ((word[l] << shift) & bits) >= limit ? scale : 0.0f;
 }
 
-// factor[i] = scale or 0 for elements i in [begin, end) of a row. Of each DRAWS neighbouring elements, the first LANES
-// have number 0 of LANES counters, the next ones number 1, and so on.
+// factor[i - begin] = scale or 0 for elements i in [begin, end) of a row, and on to the end of the vector; begin is a
+// multiple of LANES. Of each DRAWS neighbouring elements, the first LANES have number 0 of LANES counters, the next
+// ones number 1 of the same, and so on.
 inline void dropout_factors(int64_t begin, int64_t end, const uint32_t *token, const Key &key, float *factor) {
     uint32_t word[4][LANES];
     for (int64_t base = begin / DRAWS * DRAWS; base < end; base += DRAWS) {
         philox(static_cast<uint32_t>(base / 8), token, key, word);
         for (int number = 0; number < 8; ++number) {
             const int64_t from = base + number * LANES;
-            if (from >= begin && from + LANES <= end) {
-                factors_of(word[number / 2], number % 2, key, factor + from - begin);
-            } else if (from < end && from + LANES > begin) {
-                float part[LANES];
-                factors_of(word[number / 2], number % 2, key, part);
-                for (int64_t i = std::max(from, begin); i < std::min(from + LANES, end); ++i)
-                    factor[i - begin] = part[i - from];
-            }
+            if (from >= begin && from < end) factors_of(word[number / 2], number % 2, key, factor + from - begin);
         }
     }
 }
@@ -238,7 +234,7 @@ void embed_forward(const Embedding<W> &e, int64_t T, const float *gamma_D, const
     const int64_t D = e.D;
 #pragma omp parallel num_threads(threads_for(T *D))
     {
-        std::vector<float> x(D), factor(D, 1.0f);
+        std::vector<float> x(D), factor(whole(D), 1.0f);
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < T; ++t) {
             e.gather(t, 0, D, x.data());
@@ -265,7 +261,7 @@ void embed_backward(const Embedding<W> &e, int64_t T, const float *gamma_D, cons
     const int threads = threads_for(T * D);
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<float> x(D), factor(D, 1.0f);
+        std::vector<float> x(D), factor(whole(D), 1.0f);
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < T; ++t) {
             e.gather(t, 0, D, x.data());
@@ -288,7 +284,7 @@ void embed_backward(const Embedding<W> &e, int64_t T, const float *gamma_D, cons
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t begin = 0; begin < D; begin += chunk) {
         const int64_t end = std::min(D, begin + chunk), width = end - begin;
-        std::vector<float> x(width), factor(width, 1.0f), dx(width);
+        std::vector<float> x(width), factor(whole(width), 1.0f), dx(width);
         for (int64_t t = 0; t < T; ++t) {
             e.gather(t, begin, end, x.data());
             if (key.threshold) dropout_factors(begin, end, token_T3 + 3 * t, key, factor.data());
@@ -338,7 +334,7 @@ void norm_forward(int64_t T, int64_t D, const float *residual_TD, const Y *y_TD,
                   bf16 *out16_TD, float *mean_T, float *rstd_T) {
 #pragma omp parallel num_threads(threads_for(T *D))
     {
-        std::vector<float> factor(D, 1.0f);
+        std::vector<float> factor(whole(D), 1.0f);
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < T; ++t) {
             if (key.threshold) dropout_factors(0, D, token_T3 + 3 * t, key, factor.data());
@@ -371,7 +367,7 @@ void norm_backward(int64_t T, int64_t D, const float *sum_TD, const float *gamma
     std::vector<float> parts(2 * blocks * D, 0.0f);
 #pragma omp parallel num_threads(threads_for(T *D))
     {
-        std::vector<float> factor(D, 1.0f), g(D);
+        std::vector<float> factor(whole(D), 1.0f), g(D);
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < blocks; ++block) {
             float *gamma_part = parts.data() + 2 * block * D, *beta_part = gamma_part + D;
@@ -458,27 +454,22 @@ void pack_heads(int64_t B, int64_t H, int64_t S, int64_t d, int64_t parts, const
     }
 }
 
-// factor[8][S]: dropout factors of heads 8 * group .. 8 * group + 7 of one query, for all L keys: the eight numbers of
-// counter (group << 16 | key) are those of the eight heads.
+// factor[8][whole(S)]: dropout factors of heads 8 * group .. 8 * group + 7 of one query, for all L keys: the eight
+// numbers of counter (group << 16 | key) are those of the eight heads.
 inline void attention_factors(int64_t L, int64_t S, int64_t group, const uint32_t *token, const Key &key,
                               float *factor) {
     uint32_t word[4][LANES];
-    float part[LANES];
     for (int64_t base = 0; base < L; base += LANES) {
         philox(static_cast<uint32_t>(group << 16) + static_cast<uint32_t>(base), token, key, word);
-        const int64_t n = std::min<int64_t>(LANES, L - base);
-        for (int h = 0; h < 8; ++h) {
-            float *out = factor + h * S + base;
-            factors_of(word[h / 2], h % 2, key, n == LANES ? out : part);
-            if (n < LANES) std::memcpy(out, part, n * sizeof(float));
-        }
+        for (int h = 0; h < 8; ++h) factors_of(word[h / 2], h % 2, key, factor + h * whole(S) + base);
     }
 }
 
 // exp(x) for x <= 0 to 2 units in the last place: 2**n * exp(r), |r| <= ln(2) / 2, by its Taylor series.
 inline float exp_negative(float x) {
     x = x < -87.0f ? -87.0f : x;
-    float n = std::floor(x * 1.44269504f + 0.5f);
+    float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2**23: the last bits of the sum are n, rounded
+    float n = shifted - 12582912.0f;
     float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
     float p = 1.0f / 5040.0f;
     p = p * r + 1.0f / 720.0f;
@@ -488,11 +479,15 @@ inline float exp_negative(float x) {
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+    uint32_t bits;
+    std::memcpy(&bits, &shifted, 4);
+    bits = (bits + 127u) << 23;
     float power;
     std::memcpy(&power, &bits, 4);
     return p * power;
 }
+
+// Rows of attention are short and seldom whole vectors: they are worked on in buffers that are.
 
 // weight = softmax(scale * score) over the keys of the sequence; used = dropout(weight). Zeros outside of the sequence.
 // `used` may be `weight` where nothing is dropped.
@@ -501,11 +496,14 @@ void softmax_forward(int64_t B, int64_t H, int64_t S, const int64_t *offset_B1, 
                      Key key, const X *score_BHSS, X *weight_BHSS, X *used_BHSS) {
 #pragma omp parallel num_threads(threads_for(B *H *S *S))
     {
-        std::vector<float> e(S), factor(8 * S, 1.0f);
+        std::vector<float> exponential(whole(S)), factor(8 * whole(S), 1.0f);
+        std::vector<X> buffer(whole(S));
+        float *e = exponential.data();
+        X *x = buffer.data();
 #pragma omp for collapse(2) schedule(static)
         for (int64_t b = 0; b < B; ++b) {
             for (int64_t i = 0; i < S; ++i) {
-                const int64_t L = offset_B1[b + 1] - offset_B1[b];
+                const int64_t L = offset_B1[b + 1] - offset_B1[b], W = whole(L);
                 for (int64_t h = 0; h < H; ++h) {
                     const int64_t at = ((b * H + h) * S + i) * S;
                     X *weight = weight_BHSS + at, *used = used_BHSS + at;
@@ -516,26 +514,28 @@ void softmax_forward(int64_t B, int64_t H, int64_t S, const int64_t *offset_B1, 
                     }
                     if (key.threshold && h % 8 == 0)
                         attention_factors(L, S, h / 8, token_T3 + 3 * (offset_B1[b] + i), key, factor.data());
-                    const X *score = score_BHSS + at;
-                    float *e_S = e.data(), most = -INFINITY, sum = 0.0f;
+                    std::memcpy(x, score_BHSS + at, L * sizeof(X));
+                    float most = -INFINITY, sum = 0.0f;
+#pragma omp simd
+                    for (int64_t j = 0; j < W; ++j) e[j] = to_float(x[j]) * scale;
+                    for (int64_t j = L; j < W; ++j) e[j] = -INFINITY;
 #pragma omp simd reduction(max : most)
-                    for (int64_t j = 0; j < L; ++j) {
-                        e_S[j] = to_float(score[j]) * scale;
-                        most = std::max(most, e_S[j]);
-                    }
+                    for (int64_t j = 0; j < W; ++j) most = e[j] > most ? e[j] : most;
 #pragma omp simd reduction(+ : sum)
-                    for (int64_t j = 0; j < L; ++j) {
-                        e_S[j] = exp_negative(e_S[j] - most);
-                        sum += e_S[j];
+                    for (int64_t j = 0; j < W; ++j) {
+                        e[j] = exp_negative(e[j] - most);
+                        sum += e[j];
                     }
                     const float share = 1.0f / sum;
 #pragma omp simd
-                    for (int64_t j = 0; j < L; ++j) store(weight + j, e_S[j] * share);
+                    for (int64_t j = 0; j < W; ++j) store(x + j, e[j] * share);
+                    std::memcpy(weight, x, L * sizeof(X));
                     if (S > L) std::memset(weight + L, 0, (S - L) * sizeof(X));
                     if (key.threshold) {
-                        const float *f = factor.data() + (h % 8) * S;
+                        const float *f = factor.data() + (h % 8) * whole(S);
 #pragma omp simd
-                        for (int64_t j = 0; j < L; ++j) store(used + j, e_S[j] * share * f[j]);
+                        for (int64_t j = 0; j < W; ++j) store(x + j, e[j] * share * f[j]);
+                        std::memcpy(used, x, L * sizeof(X));
                         if (S > L) std::memset(used + L, 0, (S - L) * sizeof(X));
                     }
                 }
@@ -551,11 +551,14 @@ void softmax_backward(int64_t B, int64_t H, int64_t S, const int64_t *offset_B1,
                       Key key, const X *weight_BHSS, const X *grad_used_BHSS, X *grad_score_BHSS) {
 #pragma omp parallel num_threads(threads_for(B *H *S *S))
     {
-        std::vector<float> g(S), factor(8 * S, 1.0f);
+        std::vector<float> gradient(whole(S)), factor(8 * whole(S), 1.0f);
+        std::vector<X> buffers(2 * whole(S));  // zeros: what lies behind a row adds nothing to its sum
+        float *g = gradient.data();
+        X *w = buffers.data(), *x = w + whole(S);
 #pragma omp for collapse(2) schedule(static)
         for (int64_t b = 0; b < B; ++b) {
             for (int64_t i = 0; i < S; ++i) {
-                const int64_t L = offset_B1[b + 1] - offset_B1[b];
+                const int64_t L = offset_B1[b + 1] - offset_B1[b], W = whole(L);
                 for (int64_t h = 0; h < H; ++h) {
                     const int64_t at = ((b * H + h) * S + i) * S;
                     X *out = grad_score_BHSS + at;
@@ -565,16 +568,20 @@ void softmax_backward(int64_t B, int64_t H, int64_t S, const int64_t *offset_B1,
                     }
                     if (key.threshold && h % 8 == 0)
                         attention_factors(L, S, h / 8, token_T3 + 3 * (offset_B1[b] + i), key, factor.data());
-                    const X *weight = weight_BHSS + at, *grad = grad_used_BHSS + at;
-                    const float *f = factor.data() + (h % 8) * S;
-                    float *g_S = g.data(), sum = 0.0f;
+                    std::memcpy(w, weight_BHSS + at, L * sizeof(X));
+                    std::memcpy(x, grad_used_BHSS + at, L * sizeof(X));
+                    std::memset(w + L, 0, (W - L) * sizeof(X));
+                    std::memset(x + L, 0, (W - L) * sizeof(X));
+                    const float *f = factor.data() + (h % 8) * whole(S);
+                    float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
-                    for (int64_t j = 0; j < L; ++j) {
-                        g_S[j] = to_float(grad[j]) * f[j];
-                        sum += g_S[j] * to_float(weight[j]);
+                    for (int64_t j = 0; j < W; ++j) {
+                        g[j] = to_float(x[j]) * f[j];
+                        sum += g[j] * to_float(w[j]);
                     }
 #pragma omp simd
-                    for (int64_t j = 0; j < L; ++j) store(out + j, scale * to_float(weight[j]) * (g_S[j] - sum));
+                    for (int64_t j = 0; j < W; ++j) store(x + j, scale * to_float(w[j]) * (g[j] - sum));
+                    std::memcpy(out, x, L * sizeof(X));
                     if (S > L) std::memset(out + L, 0, (S - L) * sizeof(X));
                 }
             }
@@ -791,7 +798,7 @@ EXPORT void xsalt_softmax_backward(const AttentionArgs *a, int64_t type, const v
 // The masks alone: keep_TD[t, i] is 1 where element i of token t is kept (heads != 0: attention of that many heads, D
 // keys each, laid out (heads, T, D)).
 EXPORT void xsalt_mask(int64_t T, int64_t D, int64_t heads, const uint32_t *token_T3, Key key, uint8_t *keep) {
-    std::vector<float> factor(heads ? 8 * D : D);
+    std::vector<float> factor(heads ? 8 * whole(D) : whole(D));
     key.scale = 1.0f;
     for (int64_t t = 0; t < T; ++t) {
         if (!heads) {
@@ -801,7 +808,7 @@ EXPORT void xsalt_mask(int64_t T, int64_t D, int64_t heads, const uint32_t *toke
         }
         for (int64_t h = 0; h < heads; ++h) {
             if (h % 8 == 0) attention_factors(D, D, h / 8, token_T3 + 3 * t, key, factor.data());
-            for (int64_t i = 0; i < D; ++i) keep[(h * T + t) * D + i] = factor[(h % 8) * D + i] != 0.0f;
+            for (int64_t i = 0; i < D; ++i) keep[(h * T + t) * D + i] = factor[(h % 8) * whole(D) + i] != 0.0f;
         }
     }
 }
