@@ -79,7 +79,7 @@ def keep_hidden(key: SiteKey, width: int) -> Tensor:
     """keep_TN for N = width: True where a value of a hidden state stays."""
     block = torch.arange((width + 127) // 128 * 16, device=key.token_T3.device)
     numbers = _numbers(block, key)
-    return numbers.view(len(numbers), -1, 16, 8).transpose(2, 3).flatten(1)[:, :width] >= key.threshold
+    return numbers.view(len(numbers), len(block) // 16, 16, 8).transpose(2, 3).flatten(1)[:, :width] >= key.threshold
 
 
 def keep_attention(key: SiteKey, heads: int, keys: int) -> Tensor:

@@ -187,6 +187,14 @@ inline void moments(const float *x_D, int64_t D, float eps, float *mean, float *
     *rstd = 1.0f / std::sqrt(squares / static_cast<float>(D) + eps);
 }
 
+inline void prefetch(const void *at, int64_t bytes) {
+#if defined(__GNUC__)
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char *>(at) + i);
+#else
+    (void)at, (void)bytes;
+#endif
+}
+
 template <typename W>
 struct Embedding {  // what a token's embedding is made of
     const W *table_AD;
@@ -195,33 +203,38 @@ struct Embedding {  // what a token's embedding is made of
     const float *r;                       // (R, D) or (R, 1)
     const int64_t *r_row_T;               // row of r for each token; null: the token itself
     int64_t r_width;
-    const float *position_PD, *type_YD;   // type_YD: null for none
-    const int64_t *position_T, *type_T;   // type_T: null means row 0 for all
+    const float *position_PD, *type_YD;
+    const int64_t *position_T, *type_T;
 
-    // x[d] for d in [begin, end)
-    inline void gather(int64_t t, int64_t begin, int64_t end, float *x) const {
+    inline bool mixed(int64_t t) const { return other_T && other_T[t] != row_T[t]; }
+    inline const float *share(int64_t t) const { return r + (r_row_T ? r_row_T[t] : t) * r_width; }
+
+    // Rows lie anywhere in the table, where the processor does not foresee them: they are asked for a token early.
+    inline void foresee(int64_t t) const {
+        prefetch(table_AD + row_T[t] * D, D * sizeof(W));
+        if (mixed(t)) prefetch(table_AD + other_T[t] * D, D * sizeof(W));
+    }
+
+    // Calls f with a function d -> word + position + type of token t: as a loop's body it is made in registers.
+    template <typename F>
+    inline void visit(int64_t t, F &&f) const {
         const W *a = table_AD + row_T[t] * D;
-        const float *p = position_PD + position_T[t] * D;
-        const float *y = type_YD ? type_YD + (type_T ? type_T[t] : 0) * D : nullptr;
-        if (other_T && other_T[t] != row_T[t]) {
-            const W *b = table_AD + other_T[t] * D;
-            const float *w = r + (r_row_T ? r_row_T[t] : t) * r_width;
-            const int64_t step = r_width == 1 ? 0 : 1;
-#pragma omp simd
-            for (int64_t d = begin; d < end; ++d) {
-                float source = to_float(a[d]), other = to_float(b[d]), share = w[step * d], gap = source - other;
-                // as torch.lerp: exact at both ends
-                x[d - begin] = share < 0.5f ? other + share * gap : source - gap * (1.0f - share);
-            }
-        } else {
-#pragma omp simd
-            for (int64_t d = begin; d < end; ++d) x[d - begin] = to_float(a[d]);
+        const float *p = position_PD + position_T[t] * D, *y = type_YD + type_T[t] * D;
+        if (!mixed(t)) {
+            f([=](int64_t d) { return to_float(a[d]) + p[d] + y[d]; });
+            return;
         }
-#pragma omp simd
-        for (int64_t d = begin; d < end; ++d) x[d - begin] += p[d];
-        if (y) {
-#pragma omp simd
-            for (int64_t d = begin; d < end; ++d) x[d - begin] += y[d];
+        const W *b = table_AD + other_T[t] * D;
+        const float *w = share(t);
+        const auto mix = [=](int64_t d, float part) {  // as torch.lerp: exact at both ends
+            const float source = to_float(a[d]), other = to_float(b[d]), gap = source - other;
+            return (part < 0.5f ? other + part * gap : source - gap * (1.0f - part)) + p[d] + y[d];
+        };
+        if (r_width == 1) {
+            const float part = w[0];
+            f([=](int64_t d) { return mix(d, part); });
+        } else {
+            f([=](int64_t d) { return mix(d, w[d]); });
         }
     }
 };
@@ -235,13 +248,18 @@ void embed_forward(const Embedding<W> &e, int64_t T, const float *gamma_D, const
 #pragma omp parallel num_threads(threads_for(T *D))
     {
         std::vector<float> x(D), factor(whole(D), 1.0f);
+        float *x_D = x.data();
+        const float *f_D = factor.data();
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < T; ++t) {
-            e.gather(t, 0, D, x.data());
-            moments(x.data(), D, eps, &mean_T[t], &rstd_T[t]);
+            if (t + 1 < T) e.foresee(t + 1);
+            e.visit(t, [=](auto value) {
+#pragma omp simd
+                for (int64_t d = 0; d < D; ++d) x_D[d] = value(d);
+            });
+            moments(x_D, D, eps, &mean_T[t], &rstd_T[t]);
             if (key.threshold) dropout_factors(0, D, token_T3 + 3 * t, key, factor.data());
             const float m = mean_T[t], s = rstd_T[t];
-            const float *x_D = x.data(), *f_D = factor.data();
             O *out_D = out_TD + t * D;
 #pragma omp simd
             for (int64_t d = 0; d < D; ++d) store(out_D + d, ((x_D[d] - m) * s * gamma_D[d] + beta_D[d]) * f_D[d]);
@@ -249,77 +267,87 @@ void embed_forward(const Embedding<W> &e, int64_t T, const float *gamma_D, const
     }
 }
 
-// Two passes: the two sums over D that LayerNorm's gradient needs, token by token; then all gradients, each thread in
-// columns of its own, so that no two threads add to one place and the order of additions is that of the tokens.
+// Two passes over a block of tokens, small enough to stay in the cache: the two sums over D that LayerNorm's gradient
+// needs, token by token; then all gradients, each thread in columns of its own, so that no two threads add to one place
+// and the order of additions is that of the tokens.
 template <typename W, typename O>
 void embed_backward(const Embedding<W> &e, int64_t T, const float *gamma_D, const uint32_t *token_T3, Key key,
                     const float *mean_T, const float *rstd_T, const O *grad_TD, const int64_t *slot_T,
                     const int64_t *other_slot_T, float *grad_table, float *grad_position, float *grad_type,
                     float *grad_gamma_D, float *grad_beta_D) {
-    const int64_t D = e.D;
+    const int64_t D = e.D, block = std::max<int64_t>(16, 16384 / D);
     std::vector<float> sum_T(T), product_T(T);
     const int threads = threads_for(T * D);
+    const int64_t chunk = std::max<int64_t>(LANES, whole((D + threads - 1) / threads));
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<float> x(D), factor(whole(D), 1.0f);
+        std::vector<float> factor(whole(D), 1.0f);
+        const float *f_D = factor.data();
+        for (int64_t first = 0; first < T; first += block) {
+            const int64_t last = std::min(T, first + block);
 #pragma omp for schedule(static)
-        for (int64_t t = 0; t < T; ++t) {
-            e.gather(t, 0, D, x.data());
-            if (key.threshold) dropout_factors(0, D, token_T3 + 3 * t, key, factor.data());
-            const float m = mean_T[t], s = rstd_T[t];
-            const float *x_D = x.data(), *f_D = factor.data();
-            const O *g_D = grad_TD + t * D;
-            float sum = 0.0f, product = 0.0f;
+            for (int64_t t = first; t < last; ++t) {
+                if (t + 1 < last) e.foresee(t + 1);
+                if (key.threshold) dropout_factors(0, D, token_T3 + 3 * t, key, factor.data());
+                const float m = mean_T[t], s = rstd_T[t];
+                const O *g_D = grad_TD + t * D;
+                e.visit(t, [=, &sum_T, &product_T](auto value) {
+                    float sum = 0.0f, product = 0.0f;
 #pragma omp simd reduction(+ : sum, product)
-            for (int64_t d = 0; d < D; ++d) {
-                float g = to_float(g_D[d]) * f_D[d] * gamma_D[d];
-                sum += g;
-                product += g * ((x_D[d] - m) * s);
+                    for (int64_t d = 0; d < D; ++d) {
+                        const float g = to_float(g_D[d]) * f_D[d] * gamma_D[d];
+                        sum += g;
+                        product += g * ((value(d) - m) * s);
+                    }
+                    sum_T[t] = sum / static_cast<float>(D);
+                    product_T[t] = product / static_cast<float>(D);
+                });
             }
-            sum_T[t] = sum / static_cast<float>(D);
-            product_T[t] = product / static_cast<float>(D);
-        }
-    }
-    const int64_t chunk = std::max<int64_t>(16, ((D + threads - 1) / threads + 15) / 16 * 16);
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t begin = 0; begin < D; begin += chunk) {
-        const int64_t end = std::min(D, begin + chunk), width = end - begin;
-        std::vector<float> x(width), factor(whole(width), 1.0f), dx(width);
-        for (int64_t t = 0; t < T; ++t) {
-            e.gather(t, begin, end, x.data());
-            if (key.threshold) dropout_factors(begin, end, token_T3 + 3 * t, key, factor.data());
-            const float m = mean_T[t], s = rstd_T[t], sum = sum_T[t], product = product_T[t];
-            const O *g_D = grad_TD + t * D + begin;
-            const float *gamma = gamma_D + begin;
-            float *gamma_out = grad_gamma_D + begin, *beta_out = grad_beta_D + begin;
-            float *position_out = grad_position + e.position_T[t] * D + begin;
-            float *x_W = x.data(), *f_W = factor.data(), *dx_W = dx.data();
+#pragma omp for schedule(static)
+            for (int64_t begin = 0; begin < D; begin += chunk) {
+                const int64_t end = std::min(D, begin + chunk);
+                for (int64_t t = first; t < last; ++t) {
+                    if (t + 1 < last) {
+                        const int64_t bytes = (end - begin) * sizeof(float);
+                        prefetch(grad_table + slot_T[t + 1] * D + begin, bytes);
+                        if (e.mixed(t + 1)) prefetch(grad_table + other_slot_T[t + 1] * D + begin, bytes);
+                    }
+                    if (key.threshold) dropout_factors(begin, end, token_T3 + 3 * t, key, factor.data() + begin);
+                    const float m = mean_T[t], s = rstd_T[t], sum = sum_T[t], product = product_T[t];
+                    const O *g_D = grad_TD + t * D;
+                    float *position_D = grad_position + e.position_T[t] * D, *type_D = grad_type + e.type_T[t] * D;
+                    float *row_D = grad_table + slot_T[t] * D;
+                    float *other_D = e.mixed(t) ? grad_table + other_slot_T[t] * D : nullptr;
+                    const float *w = other_D ? e.share(t) : nullptr;
+                    const auto gradients = [=](auto value, auto give) {
 #pragma omp simd
-            for (int64_t d = 0; d < width; ++d) {
-                float g = to_float(g_D[d]) * f_W[d], normed = (x_W[d] - m) * s;
-                gamma_out[d] += g * normed;
-                beta_out[d] += g;
-                dx_W[d] = s * (g * gamma[d] - sum - normed * product);
-                position_out[d] += dx_W[d];
-            }
-            if (grad_type) {
-                float *type_out = grad_type + (e.type_T ? e.type_T[t] : 0) * D + begin;
-#pragma omp simd
-                for (int64_t d = 0; d < width; ++d) type_out[d] += dx_W[d];
-            }
-            float *row_out = grad_table + slot_T[t] * D + begin;
-            if (e.other_T && e.other_T[t] != e.row_T[t]) {
-                float *other_out = grad_table + other_slot_T[t] * D + begin;
-                const float *w = e.r + (e.r_row_T ? e.r_row_T[t] : t) * e.r_width + (e.r_width == 1 ? 0 : begin);
-                const int64_t step = e.r_width == 1 ? 0 : 1;
-#pragma omp simd
-                for (int64_t d = 0; d < width; ++d) {
-                    row_out[d] += w[step * d] * dx_W[d];
-                    other_out[d] += (1.0f - w[step * d]) * dx_W[d];
+                        for (int64_t d = begin; d < end; ++d) {
+                            const float g = to_float(g_D[d]) * f_D[d], normed = (value(d) - m) * s;
+                            const float dx = s * (g * gamma_D[d] - sum - normed * product);
+                            grad_gamma_D[d] += g * normed;
+                            grad_beta_D[d] += g;
+                            position_D[d] += dx;
+                            type_D[d] += dx;
+                            give(d, dx);
+                        }
+                    };
+                    e.visit(t, [=](auto value) {
+                        if (!other_D) {
+                            gradients(value, [=](int64_t d, float dx) { row_D[d] += dx; });
+                        } else if (e.r_width == 1) {
+                            const float part = w[0];
+                            gradients(value, [=](int64_t d, float dx) {
+                                row_D[d] += part * dx;
+                                other_D[d] += (1.0f - part) * dx;
+                            });
+                        } else {
+                            gradients(value, [=](int64_t d, float dx) {
+                                row_D[d] += w[d] * dx;
+                                other_D[d] += (1.0f - w[d]) * dx;
+                            });
+                        }
+                    });
                 }
-            } else {
-#pragma omp simd
-                for (int64_t d = 0; d < width; ++d) row_out[d] += dx_W[d];
             }
         }
     }

@@ -1,0 +1,130 @@
+"""The contestant xsalt: a run as ``xsalt-train`` makes it, trained some updates at a time. See ``worker.py``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from worker import peak_memory_gb, serve
+
+from xsalt.data.dataset import Dataset
+from xsalt.evaluation.evaluate import classify
+from xsalt.memory import keep_freed_memory
+from xsalt.nn.dropout import KeyedDropout
+from xsalt.training.resume import Checkpoints
+from xsalt.training.run import Setup, prepare
+from xsalt.training.throughput import training_flops_per_token
+from xsalt.training.trainer import State
+from xsalt_cli.front import compose
+from xsalt_cli.train import SCRIPT
+
+
+class Ours:
+    """``words``: the command line of ``xsalt-train``."""
+
+    def __init__(self, words: list[str]) -> None:
+        folder = tempfile.mkdtemp(prefix="xsalt-benchmark-")
+        steady = ("optim.schedule=constant", "optim.warmup=0", "eval.patience=null")
+        config = compose(SCRIPT, [*words, *steady, f"run={folder}/run"])
+        self.setup = Setup.open(config)
+        torch.manual_seed(config.train.seed)
+        self.trainer, _ = prepare(self.setup, Checkpoints(config.run, config))
+        self.trainer.evaluate = None
+        self.trainer.save = lambda name, state: None
+        config.run.mkdir(parents=True)
+        self.state = State()
+        keep_freed_memory()
+
+    def dump(self, file: str, updates: int) -> dict[str, Any]:
+        """Writes tokens, labels and the batches of the next updates for the other contestants."""
+        train, plan, epoch = self.trainer.train, [], 0
+        while len(plan) < updates:
+            plan += [batches[0] for batches in self.trainer.plan(epoch)]
+            epoch += 1
+        members = np.concatenate(plan[:updates])
+        lengths = np.array([len(batch) for batch in plan[:updates]])
+        dump_dataset(file, train, members=members, sizes=lengths)
+        return {"examples": len(train), "mean_tokens": float(train.lengths.mean())}
+
+    def dropout(self, p: float) -> None:
+        for module in self.trainer.step.modules():
+            if isinstance(module, KeyedDropout):
+                module.p, module.threshold = p, round(p * 65536)
+
+    def train(self, updates: int) -> dict[str, Any]:
+        """So many updates more: seconds, tokens, pairs and the loss of each update."""
+        log = self.trainer.folder / "metrics.jsonl"
+        end = self.state.update + updates
+        self.trainer.config = replace(self.trainer.config, max_updates=end, epochs=None, log_every=1)
+        before, plan = self.state.update, [self.trainer.plan(e) for e in range(self.state.epoch, self.state.epoch + 2)]
+        first = self.state.in_epoch
+        todo = [batches[0] for batches in (plan[0][first:] + plan[1])[:updates]]
+        start = time.perf_counter()
+        self.trainer.fit(self.state)
+        seconds = time.perf_counter() - start
+        assert self.state.update == end
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
+        return {
+            "seconds": seconds,
+            "pairs": sum(len(batch) for batch in todo),
+            "tokens": int(sum(self.trainer.train.lengths[batch].sum() for batch in todo)),
+            "losses": [row["loss"] for row in rows if row["update"] > before],
+        }
+
+    def read(self, split: str, rows: int, file: str) -> dict[str, Any]:
+        """Reads a split in all languages, the first rows of each, for ``evaluate`` here and there."""
+        dataset = self.setup.read(split, self.setup.languages)
+        chosen = np.concatenate([np.flatnonzero(dataset.language == i)[:rows] for i in range(len(dataset.languages))])
+        self.dev = subset(dataset, chosen)
+        dump_dataset(file, self.dev)
+        return {"examples": len(self.dev), "languages": len(dataset.languages), "tokens": len(self.dev.ids)}
+
+    def evaluate(self, file: str) -> dict[str, Any]:
+        start = time.perf_counter()
+        probability_NC = classify(self.trainer.step.model, self.dev, self.setup.precision, self.setup.device)
+        seconds = time.perf_counter() - start
+        np.save(file, probability_NC)
+        return {"seconds": seconds}
+
+    def facts(self) -> dict[str, Any]:
+        model = self.trainer.step.model
+        return {
+            "peak_memory_gb": peak_memory_gb(),
+            "flops_per_token": training_flops_per_token(model),
+            "active_rows": len(model.embeddings.word.active_ids),
+        }
+
+
+def subset(dataset: Dataset, chosen: np.ndarray) -> Dataset:
+    """The data set of these examples alone."""
+    lengths = dataset.lengths[chosen]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    where = np.arange(offsets[-1]) + np.repeat(dataset.offsets[chosen] - offsets[:-1], lengths)
+    return replace(
+        dataset,
+        ids=dataset.ids[where],
+        type=dataset.type[where],
+        special=dataset.special[where],
+        offsets=offsets,
+        label=dataset.label[chosen],
+        language=dataset.language[chosen],
+        uids=[dataset.uids[i] for i in chosen],
+    )
+
+
+def dump_dataset(file: str, dataset: Dataset, **more: np.ndarray) -> None:
+    np.savez(file, ids=dataset.ids, offsets=dataset.offsets, type=dataset.type, label=dataset.label, **more)
+
+
+if __name__ == "__main__":
+    ours = Ours(json.loads(sys.argv[1])["words"])
+    names = ("dump", "dropout", "train", "read", "evaluate", "facts")
+    Path(ours.trainer.folder).mkdir(exist_ok=True)
+    serve({name: getattr(ours, name) for name in names})
