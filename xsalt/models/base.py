@@ -11,7 +11,7 @@ Names in ``whole_state`` (and so in ``model.safetensors``): ``embeddings.word.we
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from xsalt.batch import Batch, Layout
+from xsalt.checkpoint import Parts
 from xsalt.errors import UserError
 from xsalt.nn.embedding import Embeddings
 from xsalt.nn.encoder import Encoder, EncoderConfig
@@ -56,6 +57,7 @@ class EncoderModel(nn.Module):
     Args:
         config: sizes, with the dropout of this run.
         table_VD: the word table; it may be memory-mapped and is never written to.
+        reload: gives the same table again from a file, see ``ActiveRows``.
         num_labels: classes of the classifier; 0 for none.
         pooling: ``first`` or ``mean``.
         mlm_head: whether to have a masked-language-model head.
@@ -78,6 +80,7 @@ class EncoderModel(nn.Module):
         pooling: str = "first",
         mlm_head: bool = False,
         mlm_layer: int | None = None,
+        reload: Callable[[], Tensor] | None = None,
     ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
@@ -90,7 +93,7 @@ class EncoderModel(nn.Module):
         self.mlm_layer = config.layers if mlm_layer is None else mlm_layer
         self.new_parts: tuple[str, ...] = ()
         D = config.hidden_size
-        self.embeddings = Embeddings(config, table_VD)
+        self.embeddings = Embeddings(config, table_VD, reload)
         self.encoder = Encoder(config)
         self.classifier: FirstTokenClassifier | MeanClassifier | None = None
         if num_labels and pooling == "first":
@@ -141,14 +144,25 @@ class EncoderModel(nn.Module):
 
         They may share memory with the model: do not write to them.
         """
-        state = {name: value.detach().cpu() for name, value in self.state_dict().items() if name != WORD_TABLE}
-        return {WORD_TABLE: self.embeddings.word.export(), **state}
+        return {WORD_TABLE: self.embeddings.word.export(), **self._other_state()}
+
+    def saved_state(self) -> dict[str, Tensor | Parts]:
+        """``whole_state`` for a file: the word table comes in parts, so that it never stands in memory whole."""
+        word = self.embeddings.word
+        table = Parts((word.vocab_size, word.width), word.weight.dtype, word.export_parts)
+        return {WORD_TABLE: table, **self._other_state()}
+
+    def _other_state(self) -> dict[str, Tensor]:
+        return {name: value.detach().cpu() for name, value in self.state_dict().items() if name != WORD_TABLE}
 
     @torch.no_grad()
-    def load_whole_state(self, state: Mapping[str, Tensor], parts: Sequence[str] = ()) -> None:
+    def load_whole_state(
+        self, state: Mapping[str, Tensor], parts: Sequence[str] = (), *, active_rows_only: bool = False
+    ) -> None:
         """Reads weights as ``whole_state`` gives them.
 
         Args:
+            active_rows_only: leave the word rows that are not trained as they are.
             parts: only these (``embeddings``, ``encoder``, ``classifier``, ``classifier.dense``, ``mlm_head``);
                 () is all.
 
@@ -165,7 +179,8 @@ class EncoderModel(nn.Module):
         check_names_and_shapes(shapes, {name: tuple(value.shape) for name, value in state.items()}, "the model's state")
         for name, value in mine.items():
             if name == WORD_TABLE:
-                self.embeddings.word.load(state[name])
+                word = self.embeddings.word
+                word.load_active(state[name]) if active_rows_only else word.load(state[name])
             else:
                 value.copy_(state[name])
 

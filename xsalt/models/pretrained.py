@@ -14,7 +14,7 @@ from torch import Tensor
 
 from xsalt import checkpoint
 from xsalt.errors import UserError
-from xsalt.models.base import POOLINGS, EncoderModel, check_names_and_shapes
+from xsalt.models.base import POOLINGS, WORD_TABLE, EncoderModel, check_names_and_shapes
 from xsalt.models.hugging_face import ARCHITECTURES, blank_state, read_config, read_weights, weight_files
 from xsalt.models.names import encoder_names, joined
 from xsalt.nn.encoder import EncoderConfig
@@ -44,17 +44,21 @@ class Pretrained:
     pooling: str
     mlm_layer: int
     source: str
-    _state: Mapping[str, Tensor]
+    names: frozenset[str]
+    """Names of all weights."""
+    _state: Callable[[], Mapping[str, Tensor]]
     _hash: Callable[[], str]
     _tokenizer: Callable[[], Tokenizer]
+    reload_table: Callable[[], Tensor] | None = None
+    """Maps the word table anew from its file, if it lies in one as it is: so nobody needs to keep it."""
 
     @property
     def has_mlm_head(self) -> bool:
-        return "mlm_head.bias" in self._state
+        return "mlm_head.bias" in self.names
 
     @property
     def has_classifier(self) -> bool:
-        return "classifier.out.weight" in self._state
+        return "classifier.out.weight" in self.names
 
     @cached_property
     def fingerprint(self) -> str:
@@ -69,7 +73,7 @@ class Pretrained:
 
     def state(self) -> dict[str, Tensor]:
         """Weights under our names, memory-mapped where the file allows: do not write to them."""
-        return dict(self._state)
+        return dict(self._state())
 
 
 def open_pretrained(name: str, cache: Path) -> Pretrained:
@@ -118,7 +122,8 @@ def _open_hugging_face(folder: Path) -> Pretrained:
         pooling="first",
         mlm_layer=config.layers,
         source=str(folder),
-        _state=state,
+        names=frozenset(state),
+        _state=lambda: state,
         _hash=lambda: _hash_files([folder / "config.json", *weight_files(folder)]),
         _tokenizer=lambda: _load_tokenizer(folder, architecture),
     )
@@ -180,7 +185,9 @@ def _open_checkpoint(folder: Path) -> Pretrained:
         pooling=raw["pooling"],
         mlm_layer=int(raw["mlm_layer"]),
         source=str(folder),
-        _state=state,
+        names=frozenset(state),
+        _state=lambda: checkpoint.read_tensors(folder / checkpoint.MODEL),
+        reload_table=lambda: checkpoint.read_tensors(folder / checkpoint.MODEL)[WORD_TABLE],
         _hash=lambda: hashlib.sha256((hashes[checkpoint.MODEL] + hashes["config.json"]).encode()).hexdigest(),
         _tokenizer=lambda: _load_tokenizer(folder, architecture),
     )
@@ -227,7 +234,9 @@ def _open_e5(cache: Path) -> Pretrained:
         pooling="first",
         mlm_layer=config.layers,
         source=E5,
-        _state=_dequantised(file, cached, config),
+        names=frozenset(_dequantised(file, cached, config)),
+        _state=lambda: checkpoint.read_tensors(cached),
+        reload_table=lambda: checkpoint.read_tensors(cached)[WORD_TABLE],
         _hash=lambda: fingerprint,
         _tokenizer=lambda: _e5_tokenizer(file),
     )

@@ -10,6 +10,8 @@ row is read, so the mathematics is that of the dense table at a fraction of its 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -28,6 +30,8 @@ class ActiveRows(nn.Module):
 
     Args:
         table_VD: the whole table; it may be memory-mapped, and it is never written to.
+        reload: gives the same table again, from a file. With it the table does not stay in memory beside the active
+            rows; it is read again where it is needed.
 
     Attributes:
         weight: the trainable rows, (A, D) after ``prepare``; the whole table (V, D) before it.
@@ -36,11 +40,13 @@ class ActiveRows(nn.Module):
         sparse_gradient: let the gradient of ``weight`` hold only the rows that the batch touched.
     """
 
-    def __init__(self, table_VD: Tensor) -> None:
+    def __init__(self, table_VD: Tensor, reload: Callable[[], Tensor] | None = None) -> None:
         super().__init__()
-        self._base_VD = table_VD.detach()
+        self.vocab_size, self.width = int(table_VD.shape[0]), int(table_VD.shape[1])
+        self._table_VD: Tensor | None = table_VD.detach()
+        self._reload = reload
         self._owned = False
-        self.weight = nn.Parameter(self._base_VD)
+        self.weight = nn.Parameter(table_VD.detach())
         self.active_ids: npt.NDArray[np.int64] = np.arange(len(table_VD), dtype=np.int64)
         self.decay = 1.0
         self.sparse_gradient = False
@@ -50,13 +56,12 @@ class ActiveRows(nn.Module):
         self.register_buffer("_row_V", None, persistent=False)
         self._row_V: Tensor | None  # id -> row; rows from A on are grown ones, -1 is none; None: id and row are one
 
-    @property
-    def vocab_size(self) -> int:
-        return len(self._base_VD)
-
-    @property
-    def width(self) -> int:
-        return int(self._base_VD.shape[1])
+    def _base_VD(self) -> Tensor:
+        """The table as it was before the decay of rows that are not active."""
+        if self._table_VD is None:
+            assert self._reload is not None
+            return self._reload()
+        return self._table_VD
 
     def prepare(self, ids: npt.NDArray[np.integer]) -> None:
         """Leaves only these ids trainable. Call it before the optimizer is made, with the same ids on all ranks.
@@ -67,8 +72,10 @@ class ActiveRows(nn.Module):
         if len(wanted) == 0 or wanted[0] < 0 or wanted[-1] >= self.vocab_size:
             raise ValueError(f"active ids must lie in 0..{self.vocab_size - 1}; got {len(wanted)} ids")
         table_VD = self.export()
+        if self._owned:  # no longer the table in the file
+            self._reload = None
         device = self.weight.device
-        self._base_VD, self.decay = table_VD, 1.0
+        self._table_VD, self.decay = None if self._reload is not None else table_VD, 1.0
         rows_AD = table_VD.index_select(0, torch.from_numpy(wanted))
         self.weight = nn.Parameter(rows_AD.to(device), requires_grad=self.weight.requires_grad)
         self._owned = True
@@ -95,7 +102,9 @@ class ActiveRows(nn.Module):
         row_V[self._grown_ids] = len(self.active_ids) + np.arange(len(self._grown_ids))
         device = self.weight.device
         self._row_V = torch.from_numpy(row_V).to(device)
-        self._grown_GD = self._base_VD.index_select(0, torch.from_numpy(self._grown_ids)).to(device)
+        self._grown_GD = self.weight.detach().new_empty(0, self.width)
+        if len(self._grown_ids):
+            self._grown_GD = self._base_VD().index_select(0, torch.from_numpy(self._grown_ids)).to(device)
 
     @property
     def has_grown(self) -> bool:
@@ -151,32 +160,55 @@ class ActiveRows(nn.Module):
         """
         if self._row_V is None:
             return self.weight.detach().cpu()
-        table_VD = self._base_VD * self.decay if self.decay != 1.0 else self._base_VD.clone()
+        table_VD = self._base_VD() * self.decay if self.decay != 1.0 else self._base_VD().clone()
         return table_VD.index_copy_(0, torch.from_numpy(self.active_ids), self.weight.detach().cpu())
+
+    def export_parts(self, rows: int = 8192) -> Iterator[Tensor]:
+        """``export()`` in parts of so many rows, one after the other: the table never stands in memory whole."""
+        for start in range(0, self.vocab_size, rows):
+            end = min(start + rows, self.vocab_size)
+            if self._row_V is None:
+                yield self.weight.detach()[start:end].cpu()
+                continue
+            part = self._base_VD()[start:end] * self.decay
+            first, last = np.searchsorted(self.active_ids, [start, end])
+            inside = torch.from_numpy(self.active_ids[first:last] - start)
+            yield part.index_copy_(0, inside, self.weight.detach()[first:last].cpu())
 
     @torch.no_grad()
     def load(self, table_VD: Tensor) -> None:
         """The reverse of ``export``: takes over a whole table and keeps which rows are active."""
-        if table_VD.shape != self._base_VD.shape:
-            raise ValueError(f"word table of shape {tuple(table_VD.shape)}, expected {tuple(self._base_VD.shape)}")
-        self._base_VD, self.decay = table_VD.detach(), 1.0
+        self._check(table_VD)
+        if self._table_VD is None or table_VD.data_ptr() != self._table_VD.data_ptr():
+            self._reload = None
+        self._table_VD, self.decay = table_VD.detach(), 1.0
         if self._row_V is None:
-            self.weight.data = self._base_VD.to(self.weight.device, self.weight.dtype)
+            self.weight.data = table_VD.detach().to(self.weight.device, self.weight.dtype)
             self._owned = False
             return
-        self.weight.copy_(self._base_VD.index_select(0, torch.from_numpy(self.active_ids)))
+        self.load_active(table_VD)
         self._index_rows()
+
+    @torch.no_grad()
+    def load_active(self, table_VD: Tensor) -> None:
+        """Takes over the active rows of a table and leaves the others as they are."""
+        self._check(table_VD)
+        self.weight.copy_(table_VD.index_select(0, torch.from_numpy(self.active_ids)))
+
+    def _check(self, table_VD: Tensor) -> None:
+        if table_VD.shape != (self.vocab_size, self.width):
+            raise ValueError(f"word table of shape {tuple(table_VD.shape)}, expected {(self.vocab_size, self.width)}")
 
 
 class Embeddings(nn.Module):
     """LayerNorm(word + position + type), dropout; word rows are mixed where the batch carries a mix."""
 
-    def __init__(self, config: EncoderConfig, table_VD: Tensor) -> None:
+    def __init__(self, config: EncoderConfig, table_VD: Tensor, reload: Callable[[], Tensor] | None = None) -> None:
         super().__init__()
         D = config.hidden_size
         self.max_positions = config.max_positions
         self.position_offset = config.position_offset
-        self.word = ActiveRows(table_VD)
+        self.word = ActiveRows(table_VD, reload)
         self.position = nn.Parameter(torch.empty(config.max_positions + config.position_offset, D))
         self.token_type = nn.Parameter(torch.empty(config.type_vocab_size, D))
         self.norm = nn.LayerNorm(D, eps=config.layer_norm_eps)

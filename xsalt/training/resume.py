@@ -100,12 +100,7 @@ class Checkpoints:
         if stored.get("active_rows") != len(word.active_ids):
             raise UserError(f"{source}: its active word rows are not those of this run's data: choose another run=DIR")
         # rows never touched stay those of the pretrained table under one product of decays, as without an interruption
-        untouched_VD = word.export()
-        model.load_whole_state(tensors[MODEL])
-        active_AD = word.weight.detach().clone()
-        word.load(untouched_VD)
-        with torch.no_grad():
-            word.weight.copy_(active_AD)
+        model.load_whole_state(tensors[MODEL], active_rows_only=True)
         word.decay = state.word_decay
         parameters = dict(model.named_parameters())
         try:

@@ -130,6 +130,10 @@ class Setup:
             self._train = {language: self.task.read("train", language) for language in self.source}
         return {language: rows[: data.max_train] for language, rows in self._train.items()}
 
+    def forget_train(self) -> None:
+        """Frees the texts of the training examples; ``read_train`` would read them again."""
+        self._train = None
+
     def tell_skipped(self) -> None:
         """Says which rows were left out so far and why; nothing is dropped silently."""
         for reason, count in self.task.skipped.items():
@@ -250,6 +254,8 @@ def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, 
     if not any(examples.values()):
         raise UserError(f"{setup.task.where}: no training examples")
     dataset = setup.tokenise(examples)
+    del examples
+    setup.forget_train()
     classes = {name: component_class(REGISTRIES["criterion"], name) for name in config.criterions}
     labelled = any(getattr(cls, "needs_labels", False) for cls in classes.values())
     if labelled and not setup.task.labels:

@@ -41,13 +41,14 @@ def training_flops_per_token(model: Any) -> float:
 
     Attention's own products and the heads are left out, so that the figure depends on no batch.
     """
-    return 6.0 * sum(p.numel() for p in model.encoder.parameters() if p.ndim == 2)
+    weights: int = sum(p.numel() for p in model.encoder.parameters() if p.ndim == 2)
+    return 6.0 * weights
 
 
 def peak_memory_gb(device: torch.device) -> float:
     """Most memory that the process has had so far, in GB (10**9 bytes): resident; on CUDA, allocated on the device."""
     if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device)) / 1e9
+        return torch.cuda.max_memory_allocated(device) / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from xsalt import checkpoint
 from xsalt.errors import UserError
@@ -27,6 +28,31 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     assert torch.equal(tensors[checkpoint.OPTIMIZER]["m"], torch.arange(4))
     assert state == {"update": 7}
     assert [p.name for p in tmp_path.iterdir()] == ["last"]
+
+
+def test_tensors_written_here_are_read_by_the_safetensors_library(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors: dict[str, torch.Tensor | checkpoint.Parts] = {
+        f"{dtype}".removeprefix("torch."): torch.rand(3, 5, generator=generator).mul(100).to(dtype)
+        for dtype in (torch.bool, torch.uint8, torch.int32, torch.int64, torch.float64, torch.bfloat16, torch.float16)
+    }
+    whole = torch.rand(10, 4, generator=generator)
+    more = {"number": torch.tensor(3.5), "none": torch.empty(0, 7), "crosswise": whole.t()}
+    parts = checkpoint.Parts((10, 4), torch.float32, lambda: iter(whole.split(3)))
+    checkpoint.write_tensors(tmp_path / "x.safetensors", {**tensors, **more, "in parts": parts})
+    found = load_file(tmp_path / "x.safetensors")
+    expected = {**tensors, **more, "in parts": whole}
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert isinstance(value, torch.Tensor)
+        assert found[name].dtype == value.dtype
+        assert torch.equal(found[name], value)
+
+
+def test_parts_that_do_not_make_up_the_shape_are_refused(tmp_path: Path) -> None:
+    parts = checkpoint.Parts((10, 4), torch.float32, lambda: iter(torch.rand(9, 4).split(3)))
+    with pytest.raises(ValueError, match="the parts of a tensor are not those that its shape promises"):
+        checkpoint.write_tensors(tmp_path / "x.safetensors", {"a": parts})
 
 
 @pytest.mark.parametrize("name", [checkpoint.MODEL, checkpoint.OPTIMIZER, checkpoint.STATE, "x.json"])

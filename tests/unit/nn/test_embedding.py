@@ -105,6 +105,37 @@ def test_export_and_load_are_each_others_reverse() -> None:
     assert torch.equal(other.rows(torch.tensor([4, 9])), table[[4, 9]])
 
 
+def test_a_table_that_can_be_read_again_is_not_kept_and_gives_the_same() -> None:
+    asked = []
+
+    def reload() -> Tensor:
+        asked.append(1)
+        return _table()
+
+    table = _table()
+    words = [ActiveRows(_table()), ActiveRows(table, reload)]
+    words[1].load(table)  # the same one
+    for word in words:
+        word.prepare(np.array([3, 20, 49]))
+        word.decay_untouched(0.5)
+        with torch.no_grad():
+            word.weight += 1
+        word.grow(np.array([7, 8]))
+    assert words[1]._table_VD is None
+    assert asked
+    kept, reloaded = (torch.cat([word.export(), word.rows(torch.tensor([7, 49, 8]))]) for word in words)
+    assert torch.equal(kept, reloaded)
+    for word in words:
+        for rows in (7, 8192):
+            assert torch.equal(torch.cat(list(word.export_parts(rows))), word.export())
+    for word in words:
+        word.prepare(np.array([4, 20]))  # what is not in the file any more must be kept
+        word.load_active(torch.zeros(V, D, dtype=torch.float64))
+    assert torch.equal(words[0].export(), words[1].export())
+    assert not torch.equal(words[1].export()[3], _table()[3])
+    assert words[1].export()[20].eq(0).all()
+
+
 def _embeddings(types: int = 2) -> Embeddings:
     config = EncoderConfig(97, 8, 1, 2, 16, 12, types, 1e-12, 1, 2, 0.0, 0.0)
     embeddings = Embeddings(config, torch.randn(97, 8))
