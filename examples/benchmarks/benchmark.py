@@ -21,7 +21,7 @@ from typing import Any
 import kernels
 import numpy as np
 import torch
-from models import bert_folder, e5_folder, write_synthetic_pairs
+from models import bert_folder, e5_folder, e5_masked_folder, write_synthetic_pairs
 from worker import Worker
 
 from xsalt.training.throughput import matrix_product_flops
@@ -113,7 +113,7 @@ def training(options: argparse.Namespace, work: Path) -> Results:
 
 def bert(options: argparse.Namespace, work: Path) -> Results:
     """A training step at the size of mBERT: random weights, 119,547 pieces, synthetic pairs of log-normal lengths."""
-    folder = bert_folder(work, layers=options.bert_layers)
+    folder = bert_folder(work, options.bert_layers, options.bert_width)
     data = write_synthetic_pairs(work / "synthetic.tsv", 4000, pieces=119_547)
     return contest(options, work, str(folder), [str(data)], {}, max(2, options.updates // 5), trainer_as_it_comes=False)
 
@@ -210,6 +210,35 @@ def evaluation(options: argparse.Namespace, work: Path) -> Results:
     }
 
 
+def augmentation(options: argparse.Namespace, work: Path) -> Results:
+    """Substitutions in all languages from one pass, against a pass and a whole softmax a language; float32."""
+    folder = str(e5_masked_folder(work))
+    data = [f"data.root={options.data}"] if options.data else []
+    words = ["--task", "xnli", f"data.train=[{','.join(options.train)}]", *data, f"pretrained={folder}"]
+    ours = Worker("ours.py", {"words": [*words, "precision=fp32"]}, options.threads)
+    theirs = Worker("theirs.py", {"kind": "masked", "folder": folder}, options.threads)
+    files = {"vocabularies": str(work / "vocabularies.npz"), "tokens": str(work / "few.npz")}
+    ours(do="augment", rows=options.augment_rows // 4, few=options.augment_few, **files)
+    speeds: dict[str, list[float]] = {"xsalt": [], "a pass a language": []}
+    for number in range(options.rounds):
+        answers = {"xsalt": ours(do="augment", rows=options.augment_rows, few=options.augment_few, **files)}
+        languages = answers["xsalt"]["languages"]
+        answers["a pass a language"] = theirs(do="substitute", batch=16, **files)
+        for name, answer in answers.items():
+            speeds[name].append(answer["tokens"] / answer["seconds"])
+            print(f"  round {number + 1} {name}: {speeds[name][-1]:.1f} tokens/s in all languages", file=sys.stderr)
+    memory = {"xsalt": ours(do="facts")["peak_memory_gb"], "a pass a language": theirs(do="facts")["peak_memory_gb"]}
+    ours.close()
+    theirs.close()
+    middle = {name: statistics.median(values) for name, values in speeds.items()}
+    return {
+        "languages": languages,
+        "tokens_per_s": middle,
+        "peak_memory_gb": memory,
+        "speed_against": {"a pass a language": middle["xsalt"] / middle["a pass a language"]},
+    }
+
+
 def scaling(options: argparse.Namespace, work: Path) -> Results:
     """Seconds an update as its tokens grow from 1,024 to 16,384."""
     folder = e5_folder(work)
@@ -264,6 +293,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace, Path], Results]] = {
     "training": training,
     "bert": bert,
     "evaluation": evaluation,
+    "augmentation": augmentation,
     "kernels": lambda options, work: kernels.measure(options.rounds, ceilings()["copy_gb_per_s"]),
     "scaling": scaling,
     "startup": startup,
@@ -282,7 +312,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--eval-rows", type=int, default=200, help="of each language")
     parser.add_argument("--eval-batch", type=int, default=64, help="sentences in a batch of the peers")
+    parser.add_argument("--augment-rows", type=int, default=2000, help="examples scored by xsalt")
+    parser.add_argument("--augment-few", type=int, default=32, help="examples scored by its peer, which is slow")
     parser.add_argument("--bert-layers", type=int, default=12)
+    parser.add_argument("--bert-width", type=int, default=768, help="a multiple of 64")
     parser.add_argument("--compile", action="store_true", help="also a loop through torch.compile")
     parser.add_argument("--fp32", action="store_true", help="float32 in place of bfloat16")
     parser.add_argument(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -30,28 +31,32 @@ def e5_folder(work: Path) -> Path:
     return folder
 
 
-def bert_folder(work: Path, layers: int) -> Path:
-    """The shape of mBERT with random weights, and a tokenizer of as many pieces: ``w0``, ``w1`` ..."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+def e5_masked_folder(work: Path) -> Path:
+    """multilingual-e5-small with a masked-language-model head of random weights: enough to measure speed."""
+    source, folder = e5_folder(work), work / "e5-masked"
+    torch.manual_seed(1)
+    transformers.AutoModelForMaskedLM.from_pretrained(source).save_pretrained(folder)
+    for file in (*source.glob("token*"), *source.glob("special*")):
+        shutil.copy(file, folder)
+    return folder
 
+
+def bert_folder(work: Path, layers: int, width: int) -> Path:
+    """The shape of mBERT (12 layers, width 768) with random weights, and a tokenizer of as many pieces: ``w5`` ..."""
     folder, size = work / "bert", 119_547
-    config = transformers.BertConfig(vocab_size=size, num_labels=3, num_hidden_layers=layers)
+    config = transformers.BertConfig(
+        vocab_size=size,
+        num_labels=3,
+        num_hidden_layers=layers,
+        hidden_size=width,
+        num_attention_heads=width // 64,
+        intermediate_size=4 * width,
+    )
     torch.manual_seed(1)
     _save(transformers.BertForSequenceClassification(config), folder)
-    pieces = {name: i for i, name in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])}
-    pieces |= {f"w{i}": i for i in range(len(pieces), size)}
-    tokenizer = Tokenizer(models.WordLevel(pieces, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    special |= {"mask_token": "[MASK]", "tokenizer_class": "BertTokenizer"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(special), encoding="utf-8")
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(5, size))]
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}), encoding="utf-8")
     return folder
 
 

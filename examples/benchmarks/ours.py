@@ -15,9 +15,12 @@ import torch
 from worker import peak_memory_gb, serve
 
 from xsalt.data.dataset import Dataset
+from xsalt.distill.table import build_table, target_languages
 from xsalt.evaluation.evaluate import classify
 from xsalt.memory import keep_freed_memory
+from xsalt.models.auto import rebuild
 from xsalt.nn.dropout import KeyedDropout
+from xsalt.text.language_vocab import build_vocabularies
 from xsalt.training.resume import Checkpoints
 from xsalt.training.run import Setup, prepare
 from xsalt.training.throughput import training_flops_per_token
@@ -93,6 +96,20 @@ class Ours:
         np.save(file, probability_NC)
         return {"seconds": seconds}
 
+    def augment(self, rows: int, vocabularies: str, tokens: str, few: int) -> dict[str, Any]:
+        """Scores substitutions for so many examples; writes the vocabularies and a few examples for the peer."""
+        options, setup = self.setup.config.train, self.setup
+        assert setup.pretrained is not None
+        found = build_vocabularies(setup.tokenizer, setup.languages, setup.source, options.vocabulary, setup.cache)
+        targets = target_languages(found, setup.languages, setup.source)
+        np.savez(vocabularies, **{language: found.ids[language] for language in targets})
+        data = subset(self.trainer.train, np.arange(rows))
+        dump_dataset(tokens, subset(data, np.arange(few)))
+        model, folder = rebuild(setup.pretrained), Path(tempfile.mkdtemp()) / "table"
+        start = time.perf_counter()
+        build_table(model, setup.tokenizer, data, targets, found, options.distill, "mlm", folder, "")
+        return {"seconds": time.perf_counter() - start, "tokens": len(data.ids), "languages": len(targets)}
+
     def facts(self) -> dict[str, Any]:
         model = self.trainer.step.model
         return {
@@ -125,6 +142,6 @@ def dump_dataset(file: str, dataset: Dataset, **more: np.ndarray) -> None:
 
 if __name__ == "__main__":
     ours = Ours(json.loads(sys.argv[1])["words"])
-    names = ("dump", "dropout", "train", "read", "evaluate", "facts")
+    names = ("dump", "dropout", "train", "read", "evaluate", "augment", "facts")
     Path(ours.trainer.folder).mkdir(exist_ok=True)
     serve({name: getattr(ours, name) for name in names})

@@ -66,6 +66,7 @@ class Theirs:
     def __init__(self, folder: str, attention: str | None, dtype: str) -> None:
         kind = {"attn_implementation": attention} if attention else {}
         self.model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, **kind)
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)  # every run has one in memory
         self.bf16 = dtype == "bf16"
         self.losses: list[float] = []
         self.seen: list[np.ndarray] = []
@@ -234,12 +235,40 @@ class PerTrainer(Theirs):
         return answer
 
 
+class Masked:
+    """Substitutions the obvious way: for each language a pass of the masked-language model over all sentences."""
+
+    def __init__(self, folder: str) -> None:
+        self.model = transformers.AutoModelForMaskedLM.from_pretrained(folder, attn_implementation="eager").eval()
+
+    def substitute(self, tokens: str, vocabularies: str, batch: int) -> dict[str, Any]:
+        data = Data(tokens, self.model.config.pad_token_id)
+        order = np.argsort(data.lengths, kind="stable")
+        with np.load(vocabularies) as arrays:
+            ids = {language: torch.from_numpy(arrays[language].astype(np.int64)) for language in arrays.files}
+        start = time.perf_counter()
+        with torch.inference_mode():
+            for ids_V in ids.values():
+                for first in range(0, len(order), batch):
+                    inputs = data.collate(list(order[first : first + batch]))
+                    inputs.pop("labels")
+                    probability = self.model(**inputs).logits.softmax(-1)[..., ids_V]
+                    (probability / probability.sum(-1, keepdim=True)).max(-1)
+        return {"seconds": time.perf_counter() - start, "tokens": len(data.arrays["ids"])}
+
+    def facts(self) -> dict[str, Any]:
+        return {"peak_memory_gb": peak_memory_gb()}
+
+
 if __name__ == "__main__":
     transformers.logging.set_verbosity_error()
     given = json.loads(sys.argv[1])
     kind = given.pop("kind")
     if kind == "trainer":
         PerTrainer(**given).serve()
+    elif kind == "masked":
+        masked = Masked(**given)
+        serve({"substitute": masked.substitute, "facts": masked.facts})
     else:
         loop = Loop(**given)
         serve({name: getattr(loop, name) for name in ("dropout", "load", "train", "facts", "evaluate")})
