@@ -17,7 +17,6 @@ from worker import peak_memory_gb, serve
 from xsalt.data.dataset import Dataset
 from xsalt.distill.table import build_table, target_languages
 from xsalt.evaluation.evaluate import classify
-from xsalt.memory import keep_freed_memory
 from xsalt.models.auto import rebuild
 from xsalt.nn.dropout import KeyedDropout
 from xsalt.text.language_vocab import build_vocabularies
@@ -43,7 +42,6 @@ class Ours:
         self.trainer.save = lambda name, state: None
         config.run.mkdir(parents=True)
         self.state = State()
-        keep_freed_memory()
 
     def dump(self, file: str, updates: int) -> dict[str, Any]:
         """Writes tokens, labels and the batches of the next updates for the other contestants."""

@@ -20,7 +20,7 @@ from xsalt.distill import ensure_table
 from xsalt.errors import UserError
 from xsalt.evaluation.evaluate import accuracy_of_labels, accuracy_of_tokens
 from xsalt.logging import say
-from xsalt.memory import keep_freed_memory
+from xsalt.memory import give_back_freed_memory, limit_primitive_cache
 from xsalt.models.auto import build_model, rebuild, reorder_classes
 from xsalt.models.pretrained import Pretrained, open_pretrained
 from xsalt.nn.dropout import set_dropout_key
@@ -80,6 +80,7 @@ class Setup:
     @classmethod
     def open(cls, config: Composed) -> Setup:
         """Finds the data and the tokenizer; reads no weights yet."""
+        limit_primitive_cache()
         train = config.train
         kernels.select(train.kernels)
         device = pick_device(train.device)
@@ -210,7 +211,7 @@ def train(config: Composed) -> int:
         return 0
     checkpoints.claim()
     state = checkpoints.resume(trainer)
-    keep_freed_memory()
+    give_back_freed_memory()
     try:
         state = trainer.fit(state)
     except Interrupted as interrupted:
@@ -240,7 +241,6 @@ def evaluate(config: Composed, path: Path) -> int:
     needs = with_augmentation(setup, setup.needs(model, None), classes)
     criterions = {name: config.build("criterion", name, needs) for name in config.criterions}
     setup.config = config
-    keep_freed_memory()
     evaluate_languages(
         setup, model, criterions, folder, checkpoints.state() if is_run else None, Path(pretrained.source).name
     )

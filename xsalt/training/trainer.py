@@ -23,6 +23,7 @@ from xsalt.data.batching import plan_batches
 from xsalt.data.dataset import Dataset
 from xsalt.errors import UserError
 from xsalt.logging import Progress, RunLog, say
+from xsalt.memory import give_back_freed_memory
 from xsalt.nn.dropout import set_dropout_key
 from xsalt.optim.adamw import AdamW, clipping, gradient_norm
 from xsalt.optim.schedules import rate
@@ -31,6 +32,9 @@ from xsalt.training.prefetch import prefetched
 from xsalt.training.profiling import profiling
 from xsalt.training.step import TrainStep
 from xsalt.training.throughput import Window
+
+GIVE_BACK_EVERY = 50
+"""Updates after which free memory is returned to the system: its pages cost a moment when they are needed again."""
 
 STEADY_AFTER = 10
 """Updates left out of the steady-state speed: caches and allocators warm up."""
@@ -232,6 +236,8 @@ class Trainer:
                     log.update(state.update, state.epoch + state.in_epoch / drawn.of_epoch, values)
                     progress.step(0, " ".join(f"{k}={values[k]:.3f}" for k in ("loss", "accuracy") if k in values))
                     window.restart()
+                if state.update % GIVE_BACK_EVERY == 0:
+                    give_back_freed_memory()
                 progress.step()
                 traced()
 
