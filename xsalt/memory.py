@@ -6,15 +6,15 @@ import ctypes
 import os
 import platform
 
-PRIMITIVES = 128
-"""Compiled matrix products that oneDNN keeps: a step of a BERT-like encoder needs some twenty."""
+PRIMITIVES = 256
+"""Compiled matrix products that oneDNN keeps: a step of a BERT-like encoder needs some twenty for each number of tokens."""
 
 
 def limit_primitive_cache() -> None:
     """Has oneDNN keep fewer compiled matrix products, unless ``ONEDNN_PRIMITIVE_CACHE_CAPACITY`` says how many.
 
-    There is one for each shape, and packed batches hardly ever have the same number of tokens twice: the 1,024 that
-    oneDNN keeps by default take some 0.5 GB. Call it before the first matrix product.
+    There is one for each shape, and packed batches have many numbers of tokens: the 1,024 that oneDNN keeps by default
+    take some 0.2 GB more. Call it before the first matrix product.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES))
 

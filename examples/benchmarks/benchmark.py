@@ -111,6 +111,37 @@ def training(options: argparse.Namespace, work: Path) -> Results:
     return contest(options, work, str(folder), options.train, more, options.updates, trainer_as_it_comes=True)
 
 
+WITHOUT = {
+    "active rows": {},
+    "rows touched alone": {},
+    "one-pass AdamW": {},
+    "batches of similar length": {},
+    "drawing ahead": {},
+    "fused kernels": {"words": ["kernels=reference"]},
+    "bfloat16": {"words": ["precision=fp32"]},
+}
+
+
+def ablation(options: argparse.Namespace, work: Path) -> Results:
+    """Fine-tuning of e5-small with everything, and with one thing left out at a time: how much longer a token takes."""
+    words = ["--task", "xnli", f"data.train=[{','.join(options.train)}]", f"pretrained={e5_folder(work)}"]
+    words += ["optim.lr=2e-5", "dropout=0.1", *([f"data.root={options.data}"] if options.data else []), *options.keys]
+    workers = {"everything": Worker("ours.py", {"words": words}, options.threads)}
+    for name, change in WITHOUT.items():
+        given = {"words": [*words, *change.get("words", [])], "without": name}
+        workers[f"without {name}"] = Worker("ours.py", given, options.threads)
+    results = in_turn(workers, dict.fromkeys(workers, max(2, options.updates // 2)), options.rounds, warm_up=3)
+    base = results["contestants"]["everything"]
+    for name, row in results["contestants"].items():
+        row["time_against_everything"] = base["tokens_per_s"] / row["tokens_per_s"]
+        print(
+            f"  {name}: {row['time_against_everything']:.2f} x the time, {row['peak_memory_gb']:.2f} GB",
+            file=sys.stderr,
+        )
+        workers[name].close()
+    return results
+
+
 def bert(options: argparse.Namespace, work: Path) -> Results:
     """A training step at the size of mBERT: random weights, 119,547 pieces, synthetic pairs of log-normal lengths."""
     folder = bert_folder(work, options.bert_layers, options.bert_width)
@@ -291,6 +322,7 @@ def startup(options: argparse.Namespace, work: Path) -> Results:
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace, Path], Results]] = {
     "training": training,
+    "ablation": ablation,
     "bert": bert,
     "evaluation": evaluation,
     "augmentation": augmentation,

@@ -19,7 +19,9 @@ from xsalt.distill.table import build_table, target_languages
 from xsalt.evaluation.evaluate import classify
 from xsalt.models.auto import rebuild
 from xsalt.nn.dropout import KeyedDropout
+from xsalt.nn.embedding import ActiveRows
 from xsalt.text.language_vocab import build_vocabularies
+from xsalt.training import trainer as training_loop
 from xsalt.training.resume import Checkpoints
 from xsalt.training.run import Setup, prepare
 from xsalt.training.throughput import training_flops_per_token
@@ -29,9 +31,12 @@ from xsalt_cli.train import SCRIPT
 
 
 class Ours:
-    """``words``: the command line of ``xsalt-train``."""
+    """A run. ``words``: the command line of ``xsalt-train``; ``without``: what to leave out, to see what it brings."""
 
-    def __init__(self, words: list[str]) -> None:
+    def __init__(self, words: list[str], without: str = "") -> None:
+        if without == "active rows":
+            prepare_some = ActiveRows.prepare
+            ActiveRows.prepare = lambda word, ids: prepare_some(word, np.arange(word.vocab_size))  # type: ignore[method-assign]
         folder = tempfile.mkdtemp(prefix="xsalt-benchmark-")
         steady = ("optim.schedule=constant", "optim.warmup=0", "eval.patience=null")
         config = compose(SCRIPT, [*words, *steady, f"run={folder}/run"])
@@ -42,6 +47,20 @@ class Ours:
         self.trainer.save = lambda name, state: None
         config.run.mkdir(parents=True)
         self.state = State()
+        self.leave_out(without)
+
+    def leave_out(self, what: str) -> None:
+        trainer = self.trainer
+        if what in ("active rows", "rows touched alone"):
+            trainer.step.model.embeddings.word.sparse_gradient = False
+        elif what == "one-pass AdamW":
+            trainer.step.model.embeddings.word.sparse_gradient = False
+            trainer.optimizer.takes_sparse = lambda: False  # type: ignore[method-assign]
+        elif what == "batches of similar length":
+            order = np.random.default_rng(0).permutation(len(trainer.train))
+            trainer.plan = lambda epoch: [[part] for part in np.split(order, range(32, len(order), 32))]  # type: ignore[method-assign]
+        elif what == "drawing ahead":
+            training_loop.prefetched = lambda make, items: (make(item) for item in items)  # type: ignore[assignment]
 
     def dump(self, file: str, updates: int) -> dict[str, Any]:
         """Writes tokens, labels and the batches of the next updates for the other contestants."""
@@ -139,7 +158,7 @@ def dump_dataset(file: str, dataset: Dataset, **more: np.ndarray) -> None:
 
 
 if __name__ == "__main__":
-    ours = Ours(json.loads(sys.argv[1])["words"])
+    ours = Ours(**json.loads(sys.argv[1]))
     names = ("dump", "dropout", "train", "read", "evaluate", "augment", "facts")
     Path(ours.trainer.folder).mkdir(exist_ok=True)
     serve({name: getattr(ours, name) for name in names})

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from xsalt import kernels
 from xsalt.batch import Layout
 from xsalt.kernels import cpu, reference
 from xsalt.kernels.philox import SiteKey
@@ -26,8 +25,8 @@ class _Attend(torch.autograd.Function):
         q, k, v = qkv = call.pad(qkv_TX.contiguous(), 3)
         weight, used = call.softmax(torch.bmm(q, k.transpose(1, 2)))
         ctx.save_for_backward(qkv, weight, used)
-        ctx.call, ctx.tokens = call, layout.tokens
-        return call.pack(torch.bmm(used, v), 1, layout.tokens)
+        ctx.call = call
+        return call.pack(torch.bmm(used, v), 1, len(qkv_TX))
 
     @staticmethod
     @once_differentiable
@@ -40,16 +39,16 @@ class _Attend(torch.autograd.Function):
         grad_score = ctx.call.softmax_backward_(weight, torch.bmm(grad_out, v.transpose(1, 2)))
         torch.bmm(grad_score, k, out=grad_qkv[0])
         torch.bmm(grad_score.transpose(1, 2), q, out=grad_qkv[1])
-        return ctx.call.pack(grad_qkv, 3, ctx.tokens), None, None, None
+        return ctx.call.pack(grad_qkv, 3, len(grad_TX)), None, None, None
 
 
 def attend(qkv_TX: Tensor, layout: Layout, heads: int, key: SiteKey | None) -> Tensor:
     """dropout(softmax(q k' / sqrt(d))) v within each sequence: (T, 3 H d) -> (T, H d), as in ``reference.attention``.
 
-    ``key``: None drops nothing. The kernels for the CPU take over for float32 and bfloat16.
+    ``key``: None drops nothing. The kernels for the CPU take over for float32 and bfloat16; rows after the last token
+    are zeros in and out there.
     """
-    fits = qkv_TX.device.type == "cpu" and qkv_TX.dtype in (torch.float32, torch.bfloat16)
-    if fits and kernels.selected() == "auto" and cpu.library()[0] is not None:
+    if cpu.takes(qkv_TX):
         context_TX: Tensor = _Attend.apply(qkv_TX, layout, heads, key)  # type: ignore[no-untyped-call]
         return context_TX
     return reference.attention(qkv_TX, layout, heads, key)

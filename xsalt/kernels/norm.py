@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from xsalt import kernels
 from xsalt.kernels import cpu, reference
 from xsalt.kernels.philox import SiteKey
 
@@ -56,8 +55,7 @@ def dropout_add_norm(
     ``key``: None drops nothing. The fused kernel takes over on the CPU for a float32 residual and y in float32 or
     bfloat16; ``reference.dropout_add_norm`` defines the result.
     """
-    fits = residual_TD.dtype == gamma_D.dtype == torch.float32 and y_TD.dtype in (torch.float32, torch.bfloat16)
-    if fits and residual_TD.device.type == "cpu" and kernels.selected() == "auto" and cpu.library()[0] is not None:
+    if residual_TD.dtype == gamma_D.dtype == torch.float32 and cpu.takes(y_TD):
         out_TD, low_TD = _DropoutAddNorm.apply(residual_TD, y_TD, gamma_D, beta_D, eps, key)  # type: ignore[no-untyped-call]
         return out_TD, out_TD if low_TD is None else low_TD
     out_TD = reference.dropout_add_norm(residual_TD, y_TD, gamma_D, beta_D, eps, key)

@@ -12,9 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xsalt.batch import Layout
+from xsalt.kernels import cpu
 from xsalt.kernels.norm import dropout_add_norm
 from xsalt.nn.attention import SelfAttention
 from xsalt.nn.dropout import KeyedDropout
+
+FILLED_TO = 32
+"""On the CPU, tokens are filled up with rows of zeros to a multiple of this. The matrix library compiles a product for
+each shape, and packed batches hardly ever have the same number of tokens twice: this way it meets old ones again."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +91,12 @@ class Encoder(nn.Module):
             raise ValueError(f"hidden layers {wrong} asked for, but the encoder has layers 0 to {last}")
         wanted = {*keep, last}
         hidden = {0: x_TD} if 0 in wanted else {}
+        T = len(x_TD)
+        if cpu.takes(x_TD) and T % FILLED_TO:
+            x_TD = F.pad(x_TD, (0, 0, 0, -T % FILLED_TO))
         low_TD = x_TD
         for number, layer in enumerate(self.layers[:last], start=1):
             x_TD, low_TD = layer(x_TD, low_TD, layout)
             if number in wanted:
-                hidden[number] = x_TD
+                hidden[number] = x_TD[:T]
         return hidden

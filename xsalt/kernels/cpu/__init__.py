@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from xsalt import kernels
 from xsalt.kernels.philox import SiteKey
 
 BUILDS = {"AVX512": ("avx512", "avx2", "base"), "AVX2": ("avx2", "base")}
@@ -61,6 +62,7 @@ class _Norm(Structure):
         ("beta", c_void_p),
         ("eps", c_float),
         ("token", c_void_p),
+        ("keyed", c_int64),
         ("key", _Key),
         ("sum", c_void_p),
         ("mean", c_void_p),
@@ -132,6 +134,12 @@ def library() -> tuple[ctypes.CDLL | None, str]:
     return None, reason
 
 
+def takes(tensor: Tensor) -> bool:
+    """Whether these kernels work on such a tensor, and are chosen and there."""
+    fits = tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.bfloat16)
+    return fits and kernels.selected() == "auto" and library()[0] is not None
+
+
 def _at(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
@@ -146,6 +154,10 @@ def _key(key: SiteKey | None) -> _Key:
 
 def _token(key: SiteKey | None) -> int | None:
     return None if key is None else key.token_T3.data_ptr()
+
+
+def _keyed(key: SiteKey | None) -> int:
+    return 0 if key is None else len(key.token_T3)
 
 
 def _lib() -> ctypes.CDLL:
@@ -230,7 +242,7 @@ def norm_forward(
     out16_TD = torch.empty(T, D, dtype=torch.bfloat16) if low else None
     mean_T, rstd_T = torch.empty(T), torch.empty(T)
     arguments = _Norm(
-        T, D, _at(gamma_D), _at(beta_D), eps, _token(key), _key(key), _at(sum_TD), _at(mean_T), _at(rstd_T)
+        T, D, _at(gamma_D), _at(beta_D), eps, _token(key), _keyed(key), _key(key), _at(sum_TD), _at(mean_T), _at(rstd_T)
     )
     _lib().xsalt_norm_forward(
         ctypes.byref(arguments), _at(residual_TD), _type(y_TD), _at(y_TD), _at(out_TD), _at(out16_TD)
@@ -253,7 +265,9 @@ def norm_backward(
     T, D = sum_TD.shape
     grad_residual_TD, grad_y_TD = torch.empty_like(sum_TD), torch.empty(T, D, dtype=y_dtype)
     grad_gamma_D, grad_beta_D = torch.zeros(D), torch.zeros(D)
-    arguments = _Norm(T, D, _at(gamma_D), None, eps, _token(key), _key(key), _at(sum_TD), _at(mean_T), _at(rstd_T))
+    arguments = _Norm(
+        T, D, _at(gamma_D), None, eps, _token(key), _keyed(key), _key(key), _at(sum_TD), _at(mean_T), _at(rstd_T)
+    )
     _lib().xsalt_norm_backward(
         ctypes.byref(arguments),
         _at(grad_TD),
@@ -272,6 +286,7 @@ class AttentionCall:
 
     def __init__(self, offset_B1: Tensor, heads: int, longest: int, head_width: int, key: SiteKey | None) -> None:
         self.shape = (len(offset_B1) - 1, heads, longest, head_width)
+        self.tokens = int(offset_B1[-1])
         self.alive = (offset_B1, key)  # the arguments point into them
         scale = head_width**-0.5
         self.arguments = _Attention(*self.shape, _at(offset_B1), scale, _token(key), _key(key))
@@ -285,9 +300,10 @@ class AttentionCall:
         )
         return padded
 
-    def pack(self, padded: Tensor, parts: int, tokens: int) -> Tensor:
-        """The reverse of ``pad``."""
-        packed = padded.new_empty(tokens, parts * self.shape[1] * self.shape[3])
+    def pack(self, padded: Tensor, parts: int, rows: int) -> Tensor:
+        """The reverse of ``pad``; rows after the last token, if there are, become zeros."""
+        packed = padded.new_empty(rows, parts * self.shape[1] * self.shape[3])
+        packed[self.tokens :] = 0
         _lib().xsalt_pack_heads(
             ctypes.byref(self.arguments), parts, _type(padded), padded.data_ptr(), packed.data_ptr()
         )

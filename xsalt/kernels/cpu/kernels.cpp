@@ -355,17 +355,22 @@ void embed_backward(const Embedding<W> &e, int64_t T, const float *gamma_D, cons
 
 // -------------------------------------------------------------------------------------- dropout + residual + LayerNorm
 
+// Rows from `keyed` on are filled up ones, see nn/encoder.py: what is dropped there does not matter.
+inline const uint32_t *token_of(int64_t t, int64_t keyed, const uint32_t *token_T3) {
+    return token_T3 + 3 * std::min(t, keyed - 1);
+}
+
 // sum = residual + dropout(y); out = LayerNorm(sum), in float32 and, if asked for, bfloat16 for the next product.
 template <typename Y>
 void norm_forward(int64_t T, int64_t D, const float *residual_TD, const Y *y_TD, const float *gamma_D,
-                  const float *beta_D, float eps, const uint32_t *token_T3, Key key, float *sum_TD, float *out_TD,
+                  const float *beta_D, float eps, const uint32_t *token_T3, int64_t keyed, Key key, float *sum_TD, float *out_TD,
                   bf16 *out16_TD, float *mean_T, float *rstd_T) {
 #pragma omp parallel num_threads(threads_for(T *D))
     {
         std::vector<float> factor(whole(D), 1.0f);
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < T; ++t) {
-            if (key.threshold) dropout_factors(0, D, token_T3 + 3 * t, key, factor.data());
+            if (key.threshold) dropout_factors(0, D, token_of(t, keyed, token_T3), key, factor.data());
             const float *residual = residual_TD + t * D, *f_D = factor.data();
             const Y *y = y_TD + t * D;
             float *sum = sum_TD + t * D, *out = out_TD + t * D;
@@ -389,7 +394,7 @@ constexpr int64_t BLOCK = 32;
 
 template <typename Y>
 void norm_backward(int64_t T, int64_t D, const float *sum_TD, const float *gamma_D, const float *mean_T,
-                   const float *rstd_T, const uint32_t *token_T3, Key key, const float *grad_TD, const bf16 *grad16_TD,
+                   const float *rstd_T, const uint32_t *token_T3, int64_t keyed, Key key, const float *grad_TD, const bf16 *grad16_TD,
                    float *grad_residual_TD, Y *grad_y_TD, float *grad_gamma_D, float *grad_beta_D) {
     const int64_t blocks = (T + BLOCK - 1) / BLOCK;
     std::vector<float> parts(2 * blocks * D, 0.0f);
@@ -400,7 +405,7 @@ void norm_backward(int64_t T, int64_t D, const float *sum_TD, const float *gamma
         for (int64_t block = 0; block < blocks; ++block) {
             float *gamma_part = parts.data() + 2 * block * D, *beta_part = gamma_part + D;
             for (int64_t t = block * BLOCK; t < std::min(T, (block + 1) * BLOCK); ++t) {
-                if (key.threshold) dropout_factors(0, D, token_T3 + 3 * t, key, factor.data());
+                if (key.threshold) dropout_factors(0, D, token_of(t, keyed, token_T3), key, factor.data());
                 const float m = mean_T[t], s = rstd_T[t];
                 const float *x = sum_TD + t * D, *f_D = factor.data();
                 float *g_D = g.data(), *dx = grad_residual_TD + t * D;
@@ -745,6 +750,7 @@ struct NormArgs {
     const float *gamma_D, *beta_D;
     float eps;
     const uint32_t *token_T3;
+    int64_t keyed;
     Key key;
     float *sum_TD, *mean_T, *rstd_T;
 };
@@ -753,10 +759,10 @@ EXPORT void xsalt_norm_forward(const NormArgs *a, const float *residual_TD, int6
                                float *out_TD, bf16 *out16_TD) {
     if (y_type) {
         norm_forward(a->T, a->D, residual_TD, static_cast<const bf16 *>(y_TD), a->gamma_D, a->beta_D, a->eps,
-                     a->token_T3, a->key, a->sum_TD, out_TD, out16_TD, a->mean_T, a->rstd_T);
+                     a->token_T3, a->keyed, a->key, a->sum_TD, out_TD, out16_TD, a->mean_T, a->rstd_T);
     } else {
         norm_forward(a->T, a->D, residual_TD, static_cast<const float *>(y_TD), a->gamma_D, a->beta_D, a->eps,
-                     a->token_T3, a->key, a->sum_TD, out_TD, out16_TD, a->mean_T, a->rstd_T);
+                     a->token_T3, a->keyed, a->key, a->sum_TD, out_TD, out16_TD, a->mean_T, a->rstd_T);
     }
 }
 
@@ -764,10 +770,10 @@ EXPORT void xsalt_norm_backward(const NormArgs *a, const float *grad_TD, const b
                                 float *grad_residual_TD, int64_t y_type, void *grad_y_TD, float *grad_gamma_D,
                                 float *grad_beta_D) {
     if (y_type) {
-        norm_backward(a->T, a->D, a->sum_TD, a->gamma_D, a->mean_T, a->rstd_T, a->token_T3, a->key, grad_TD, grad16_TD,
+        norm_backward(a->T, a->D, a->sum_TD, a->gamma_D, a->mean_T, a->rstd_T, a->token_T3, a->keyed, a->key, grad_TD, grad16_TD,
                       grad_residual_TD, static_cast<bf16 *>(grad_y_TD), grad_gamma_D, grad_beta_D);
     } else {
-        norm_backward(a->T, a->D, a->sum_TD, a->gamma_D, a->mean_T, a->rstd_T, a->token_T3, a->key, grad_TD, grad16_TD,
+        norm_backward(a->T, a->D, a->sum_TD, a->gamma_D, a->mean_T, a->rstd_T, a->token_T3, a->keyed, a->key, grad_TD, grad16_TD,
                       grad_residual_TD, static_cast<float *>(grad_y_TD), grad_gamma_D, grad_beta_D);
     }
 }
