@@ -7,7 +7,7 @@ import os
 import platform
 
 PRIMITIVES = 256
-"""Compiled matrix products that oneDNN keeps: a step of a BERT-like encoder needs some twenty for each number of tokens."""
+"""Compiled matrix products that oneDNN keeps; a step of a BERT-like encoder needs some twenty."""
 
 
 def limit_primitive_cache() -> None:
