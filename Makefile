@@ -15,7 +15,7 @@ help:
 	@echo 'make docs    the documentation, in docs/_build'
 
 train: $(VENV)/.train
-	$(BIN)/xsalt-train --task xnli --augmenter codeswitch augmenter.codeswitch.probability=0.5 eval.split=test epochs=5 \
+	$(BIN)/xsalt-train --task xnli --augmenter codeswitch augmenter.codeswitch.probability=0.5 eval.split=test epochs=8 \
 		dropout=0 model.pooling=mean run=runs/quickstart
 
 test: $(VENV)/.dev
