@@ -22,12 +22,13 @@ DOCS = ["sphinx>=7.3", "myst-parser>=3", "furo"]
 # to build; OpenMP's functions are found in the library that torch brings, which is why the linker is not told of any.
 # Without a compiler the build goes on with a warning, and the kernels in PyTorch are used.
 KERNELS = "xsalt/kernels/cpu/kernels.cpp"
-FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fvisibility=hidden"]
+FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fvisibility=hidden", "-Wno-psabi"]
 BUILDS = {"base": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     BUILDS["avx2"] = ["-mavx2", "-mfma"]
     BUILDS["avx512"] = [*BUILDS["avx2"], *(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq"))]
     BUILDS["avx512"].append("-mprefer-vector-width=512")
+    BUILDS["avx512bf16"] = [*BUILDS["avx512"], "-mavx512bf16"]
 
 setup(
     name="xsalt",
@@ -35,6 +36,7 @@ setup(
         Extension(
             f"xsalt.kernels.cpu._{name}",
             [KERNELS],
+            depends=[str(path.relative_to(HERE)) for path in sorted((HERE / KERNELS).parent.glob("*.h"))],
             language="c++",
             extra_compile_args=[*FLAGS, *flags],
             optional=True,

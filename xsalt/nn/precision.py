@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from xsalt.kernels.cpu import has_feature
+
 
 def bf16_is_native(device: str) -> bool:
     """Whether the device multiplies bf16 matrices in hardware.
@@ -12,7 +14,4 @@ def bf16_is_native(device: str) -> bool:
     """
     if device.startswith("cuda"):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if hasattr(torch.cpu, "get_capabilities"):
-        able = torch.cpu.get_capabilities()
-        return any(able.get(feature, False) for feature in ("avx512_bf16", "amx_bf16", "bf16"))
-    return bool(torch.cpu._is_avx512_bf16_supported())  # before torch 2.10
+    return has_feature("avx512_bf16", "amx_bf16", "bf16")

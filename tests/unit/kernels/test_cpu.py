@@ -235,24 +235,56 @@ def test_the_norm_and_its_gradients_equal_the_reference(D: int, p: float, dtype:
 
 
 @needs_build
-@pytest.mark.parametrize("lengths", [(5, 5, 5), (1,), (40, 3, 17, 128)])
+@pytest.mark.parametrize("build", cpu.runnable_builds())
+@pytest.mark.parametrize(
+    ("lengths", "heads", "head_width"),
+    [((5, 5, 5), 12, 16), ((1,), 1, 7), ((40, 3, 17, 129, 64, 65), 12, 32), ((33, 2), 9, 66), ((1, 2), 3, 8)],
+)
 @pytest.mark.parametrize("p", [0.0, 0.1])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_attention_and_its_gradient_equal_the_reference(
-    lengths: tuple[int, ...], p: float, dtype: torch.dtype, bound: float
+    build: str,
+    lengths: tuple[int, ...],
+    heads: int,
+    head_width: int,
+    p: float,
+    dtype: torch.dtype,
+    bound: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    loaded = cpu.load(build)
+    assert not isinstance(loaded, str), loaded
+    monkeypatch.setattr(cpu, "library", lambda: (loaded, build))
     layout = Layout(np.array(lengths, dtype=np.int64))
-    packed = torch.randn(layout.tokens, 3 * 12 * 16, generator=torch.Generator().manual_seed(1))
+    packed = torch.randn(layout.tokens, 3 * heads * head_width, generator=torch.Generator().manual_seed(1))
 
     def run() -> list[Tensor]:
         qkv = packed.clone().requires_grad_()
-        out = attend(qkv.to(dtype), layout, 12, site(lengths, p))
+        out = attend(qkv.to(dtype), layout, heads, site(lengths, p))
         out.float().sin().sum().backward()
         assert qkv.grad is not None
         return [out.detach().float(), qkv.grad]
 
     for fast, plain in both(run):
         assert_near(fast, plain, bound)
+
+
+@needs_build
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_of_a_sequence_is_the_same_whatever_batch_it_is_in(dtype: torch.dtype) -> None:
+    qkv = torch.randn(140, 3 * 2 * 32, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+    def run(lengths: tuple[int, ...], packed: Tensor) -> tuple[Tensor, Tensor]:
+        leaf = packed.clone().requires_grad_()
+        out = attend(leaf, Layout(np.array(lengths, dtype=np.int64)), 2, None)
+        out.float().sin().sum().backward()
+        assert leaf.grad is not None
+        return out.detach(), leaf.grad
+
+    together = run((30, 77, 33), qkv)
+    for lengths, begin, end in (((30,), 0, 30), ((77, 33), 30, 140)):
+        for alone, whole in zip(run(lengths, qkv[begin:end]), together, strict=True):
+            assert torch.equal(alone, whole[begin:end])
 
 
 def test_the_reference_can_be_asked_for() -> None:

@@ -1,6 +1,7 @@
 """The fused kernels for the CPU, built from ``kernels.cpp`` by setup.py; called through ctypes with raw pointers.
 
-One source, three builds: for AVX-512, for AVX2, and for any processor. ``library()`` loads the best that is there.
+One source, four builds: for AVX-512 with and without products of bfloat16, for AVX2, and for any processor.
+``library()`` loads the best that is there.
 """
 
 from __future__ import annotations
@@ -92,10 +93,8 @@ _SIGNATURES = {
     "xsalt_embed_backward": (POINTER(_Embed), c_int64, c_void_p, POINTER(_EmbedGrads)),
     "xsalt_norm_forward": (POINTER(_Norm), c_void_p, c_int64, c_void_p, c_void_p, c_void_p),
     "xsalt_norm_backward": (POINTER(_Norm), c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_void_p),
-    "xsalt_pad_heads": (POINTER(_Attention), c_int64, c_int64, c_void_p, c_void_p),
-    "xsalt_pack_heads": (POINTER(_Attention), c_int64, c_int64, c_void_p, c_void_p),
-    "xsalt_softmax_forward": (POINTER(_Attention), c_int64, c_void_p, c_void_p, c_void_p),
-    "xsalt_softmax_backward": (POINTER(_Attention), c_int64, c_void_p, c_void_p, c_void_p),
+    "xsalt_attention_forward": (POINTER(_Attention), c_int64, c_void_p, c_void_p, c_void_p),
+    "xsalt_attention_backward": (POINTER(_Attention), c_int64, c_void_p, c_void_p, c_void_p, c_void_p),
     "xsalt_adamw": (c_int64, c_int64, POINTER(_Adam), c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_void_p),
     "xsalt_mask": (c_int64, c_int64, c_int64, c_void_p, _Key, c_void_p),
 }
@@ -117,9 +116,17 @@ def load(build: str) -> ctypes.CDLL | str:
     return "not built: no C++ compiler when xsalt was installed"
 
 
+def has_feature(*names: str) -> bool:
+    """Whether the processor has one of these features, named as by ``torch.cpu.get_capabilities``."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return any(torch.cpu.get_capabilities().get(name, False) for name in names)
+    return "avx512_bf16" in names and bool(torch.cpu._is_avx512_bf16_supported())  # before torch 2.10
+
+
 def runnable_builds() -> tuple[str, ...]:
     """Names of the builds whose instructions this processor has, best first."""
-    return BUILDS.get(torch.backends.cpu.get_cpu_capability(), ("base",))
+    builds = BUILDS.get(torch.backends.cpu.get_cpu_capability(), ("base",))
+    return ("avx512bf16", *builds) if builds[0] == "avx512" and has_feature("avx512_bf16") else builds
 
 
 @cache
@@ -282,48 +289,32 @@ def norm_backward(
 
 
 class AttentionCall:
-    """The steps around attention's matrix products, for sequences ``offset_B1`` of packed tokens."""
+    """Attention of sequences ``offset_B1`` of packed tokens; rows after the last token, if there are, are zeros."""
 
     def __init__(self, offset_B1: Tensor, heads: int, longest: int, head_width: int, key: SiteKey | None) -> None:
-        self.shape = (len(offset_B1) - 1, heads, longest, head_width)
         self.tokens = int(offset_B1[-1])
         self.alive = (offset_B1, key)  # the arguments point into them
-        scale = head_width**-0.5
-        self.arguments = _Attention(*self.shape, _at(offset_B1), scale, _token(key), _key(key))
+        sizes = (len(offset_B1) - 1, heads, longest, head_width)
+        self.arguments = _Attention(*sizes, _at(offset_B1), head_width**-0.5, _token(key), _key(key))
 
-    def pad(self, packed_TX: Tensor, parts: int) -> Tensor:
-        """(T, parts * H * d) -> (parts, B * H, S, d), zeros where there is no token."""
-        B, H, S, d = self.shape
-        padded = packed_TX.new_empty(parts, B * H, S, d)
-        _lib().xsalt_pad_heads(
-            ctypes.byref(self.arguments), parts, _type(packed_TX), packed_TX.data_ptr(), padded.data_ptr()
+    def forward(self, qkv_TX: Tensor) -> tuple[Tensor, Tensor]:
+        """The context, (T, H * d), and the logarithm of each softmax's denominator, (H, tokens) in float32."""
+        context_TX = qkv_TX.new_empty(len(qkv_TX), qkv_TX.shape[1] // 3)
+        context_TX[self.tokens :] = 0
+        norm_HT = torch.empty(self.arguments.H, self.tokens)
+        _lib().xsalt_attention_forward(
+            ctypes.byref(self.arguments), _type(qkv_TX), _at(qkv_TX), _at(context_TX), _at(norm_HT)
         )
-        return padded
+        return context_TX, norm_HT
 
-    def pack(self, padded: Tensor, parts: int, rows: int) -> Tensor:
-        """The reverse of ``pad``; rows after the last token, if there are, become zeros."""
-        packed = padded.new_empty(rows, parts * self.shape[1] * self.shape[3])
-        packed[self.tokens :] = 0
-        _lib().xsalt_pack_heads(
-            ctypes.byref(self.arguments), parts, _type(padded), padded.data_ptr(), packed.data_ptr()
+    def backward(self, qkv_TX: Tensor, norm_HT: Tensor, grad_TX: Tensor) -> Tensor:
+        """The gradient of ``qkv_TX`` from that of the context."""
+        grad_qkv_TX = torch.empty_like(qkv_TX)
+        grad_qkv_TX[self.tokens :] = 0
+        _lib().xsalt_attention_backward(
+            ctypes.byref(self.arguments), _type(qkv_TX), _at(qkv_TX), _at(norm_HT), _at(grad_TX), _at(grad_qkv_TX)
         )
-        return packed
-
-    def softmax(self, score: Tensor) -> tuple[Tensor, Tensor]:
-        """softmax(score / sqrt(d)) over the tokens of each sequence, without and with dropout; (B * H, S, S)."""
-        weight = torch.empty_like(score)
-        used = torch.empty_like(score) if self.arguments.key.threshold else weight
-        _lib().xsalt_softmax_forward(
-            ctypes.byref(self.arguments), _type(score), score.data_ptr(), weight.data_ptr(), used.data_ptr()
-        )
-        return weight, used
-
-    def softmax_backward_(self, weight: Tensor, grad_used: Tensor) -> Tensor:
-        """The gradient of the scores, written over ``grad_used``."""
-        _lib().xsalt_softmax_backward(
-            ctypes.byref(self.arguments), _type(weight), weight.data_ptr(), grad_used.data_ptr(), grad_used.data_ptr()
-        )
-        return grad_used
+        return grad_qkv_TX
 
 
 def adamw_(
