@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from xsalt.batch import Layout
 from xsalt.kernels.embedding import embed
+from xsalt.memory import keep_freed_memory
 
 B, S, V = 32, 64, 250_037
 
@@ -90,6 +91,7 @@ def _case(D: int, active: int, rounds: int, copy_gb_per_s: float) -> dict[str, A
 
 def measure(rounds: int, copy_gb_per_s: float) -> dict[str, Any]:
     """32 sequences of 64 tokens, both with the whole table and with 60,000 active rows; dropout off."""
+    keep_freed_memory()  # as in training: for both contestants
     return {
         f"D={D}, {name}": _case(D, active, rounds, copy_gb_per_s)
         for D in (384, 768)

@@ -147,6 +147,7 @@ def _embed_backward(
     slot_T: Tensor,
     other_slot_T: Tensor | None,
     slots: int,
+    all_touched: bool,
     weight_AD: Tensor,
     row_T: Tensor,
     other_T: Tensor | None,
@@ -163,10 +164,14 @@ def _embed_backward(
     k1: int,
     threshold: int,
 ) -> Grads:
-    """Gradients of the table (at the slots, of which there are ``slots``), position, type, gamma and beta."""
+    """Gradients of the table (at the slots, of which there are ``slots``), position, type, gamma and beta.
+
+    ``all_touched``: every slot belongs to a token, so that nothing needs to be zeroed.
+    """
     key = _site(token_T3, k0, k1, threshold)
     which = _kernels_for(weight_AD)
-    table = gamma_D.new_zeros(slots, weight_AD.shape[1])
+    unwritten = slots if all_touched and which == "cpu" else 0
+    table = (gamma_D.new_empty if unwritten else gamma_D.new_zeros)(slots, weight_AD.shape[1])
     position, type_, gamma, beta = (torch.zeros_like(t) for t in (position_PD, type_YD, gamma_D, beta_D))
     out = (table, position, type_, gamma, beta)
     if which == "reference":
@@ -196,7 +201,7 @@ def _embed_backward(
         triton.embed_backward(contiguous, key, mean_T, rstd_T, grad_TD.contiguous(), slot_T, other_slot_T, out)
     else:
         call = cpu.EmbedCall(contiguous, 0.0, key, mean_T, rstd_T)
-        call.backward(grad_TD.contiguous(), slot_T, other_slot_T, *out)
+        call.backward(grad_TD.contiguous(), slot_T, other_slot_T, unwritten, *out)
     return out
 
 
@@ -204,7 +209,7 @@ def _embed_backward(
 def _(
     grad_TD: Tensor, mean_T: Tensor, rstd_T: Tensor, slot_T: Tensor, other: Tensor | None, slots: int, *rest: Any
 ) -> Grads:
-    position_PD, type_YD, gamma_D = rest[5], rest[7], rest[9]
+    position_PD, type_YD, gamma_D = rest[6], rest[8], rest[10]
     position, type_, gamma, beta = (torch.empty_like(t) for t in (position_PD, type_YD, gamma_D, gamma_D))
     return gamma_D.new_empty(slots, grad_TD.shape[1]), position, type_, gamma, beta
 
@@ -222,11 +227,12 @@ def _backward(ctx: Any, grad_TD: Tensor, *unused: Any) -> tuple[Any, ...]:
     slot_T, other_slot_T, slots, touched_U = row_T, other_T, len(weight_AD), None
     if ctx.sparse:
         both = row_T if other_T is None else torch.cat([row_T, other_T])
-        touched_U, slot = torch.unique(both, return_inverse=True)
+        on_cpu = _kernels_for(weight_AD) == "cpu"
+        touched_U, slot = cpu.distinct(both, slots) if on_cpu else torch.unique(both, return_inverse=True)
         slots, slot_T = len(touched_U), slot[: len(row_T)].contiguous()
         other_slot_T = None if other_T is None else slot[len(row_T) :].contiguous()
     table, position, type_, gamma, beta = torch.ops.xsalt.embed_backward(
-        grad_TD, mean_T, rstd_T, slot_T, other_slot_T, slots, *tensors, token_T3, *ctx.site
+        grad_TD, mean_T, rstd_T, slot_T, other_slot_T, slots, ctx.sparse, *tensors, token_T3, *ctx.site
     )
     if touched_U is not None:
         table = torch.sparse_coo_tensor(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from xsalt.batch import Layout
 from xsalt.kernels import cpu
+from xsalt.kernels.feedforward import gelu_linear
 from xsalt.kernels.norm import dropout_add_norm
 from xsalt.nn.attention import SelfAttention
 from xsalt.nn.dropout import KeyedDropout
@@ -63,7 +64,7 @@ class EncoderLayer(nn.Module):
         """x_TD twice, in and out: as the residual stream has it, and as the matrix products read it (bf16)."""
         attended_TD = self.attention(low_TD, layout)
         x_TD, low_TD = _add_norm(x_TD, attended_TD, self.attention_norm, self.attention_dropout)
-        fed_TD = self.ffn_out(F.gelu(self.ffn_in(low_TD)))
+        fed_TD = gelu_linear(self.ffn_in(low_TD), self.ffn_out.weight, self.ffn_out.bias)
         return _add_norm(x_TD, fed_TD, self.ffn_norm, self.ffn_dropout)
 
 

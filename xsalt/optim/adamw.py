@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -38,26 +39,28 @@ class AdamW(torch.optim.AdamW):
             super().step()
             return
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
+            updated = [p for p in group["params"] if p.grad is not None]
+            if not updated:
+                continue
+            states = [self.state[p] for p in updated]
+            for p, state in zip(updated, states, strict=True):
                 if not state:
                     state["step"] = torch.tensor(0.0)
                     state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-                state["step"] += 1
-                cpu.adamw_(
-                    p.detach(),
-                    p.grad,
-                    state["exp_avg"],
-                    state["exp_avg_sq"],
-                    update=int(state["step"]),
-                    lr=float(group["lr"]),
-                    weight_decay=group["weight_decay"],
-                    betas=group["betas"],
-                    eps=group["eps"],
-                    scale=scale,
-                )
+            steps = [state["step"] for state in states]
+            torch._foreach_add_(steps, 1)
+            cpu.adamw_(
+                updated,
+                [p.grad.coalesce() if p.grad.is_sparse else p.grad for p in updated],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                torch.stack(steps).tolist(),
+                lr=float(group["lr"]),
+                weight_decay=group["weight_decay"],
+                betas=group["betas"],
+                eps=group["eps"],
+                scale=scale,
+            )
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -74,13 +77,16 @@ def make_adamw(model: nn.Module, *, lr: float, weight_decay: float, betas: tuple
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
     """2-norm of all gradients together; those of untouched rows of a sparse one are zero."""
-    norms: list[Tensor] = []
+    grads: list[Tensor] = []
     for p in parameters:
         if p.grad is not None:
             if p.grad.is_sparse:
                 p.grad = p.grad.coalesce()
-            norms.append(torch.linalg.vector_norm(p.grad.values() if p.grad.is_sparse else p.grad))
-    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+            grads.append(p.grad)
+    if all(grad.dtype == torch.float32 and cpu.takes(grad) for grad in grads):
+        return math.sqrt(cpu.sum_of_squares(grads))
+    norms = [torch.linalg.vector_norm(grad.values() if grad.is_sparse else grad) for grad in grads]
+    return float(torch.linalg.vector_norm(torch.stack(norms)))
 
 
 def clipping(norm: float, most: float) -> float:

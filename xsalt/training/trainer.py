@@ -23,7 +23,7 @@ from xsalt.data.batching import plan_batches
 from xsalt.data.dataset import Dataset
 from xsalt.errors import UserError
 from xsalt.logging import Progress, RunLog, say
-from xsalt.memory import give_back_freed_memory
+from xsalt.memory import give_back_freed_memory, keep_freed_memory
 from xsalt.nn.dropout import set_dropout_key
 from xsalt.optim.adamw import AdamW, clipping, gradient_norm
 from xsalt.optim.schedules import rate
@@ -198,6 +198,8 @@ class Trainer:
     def _loop(self, state: State, log: RunLog, progress: Progress, traced: Callable[[], None]) -> None:
         config, optim, model = self.config, self.config.optim, self.step.model
         total = progress.total
+        keep_freed_memory()
+        give_back_freed_memory()
         window = Window(model, self.device, self.step.precision)
         model.train()
         names = list(self.step.criterions)

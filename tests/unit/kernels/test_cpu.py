@@ -287,6 +287,14 @@ def test_attention_of_a_sequence_is_the_same_whatever_batch_it_is_in(dtype: torc
             assert torch.equal(alone, whole[begin:end])
 
 
+@needs_build
+@pytest.mark.parametrize(("count", "rows"), [(0, 5), (1, 1), (1000, 63), (1000, 64), (1000, 65), (4096, 250_037)])
+def test_distinct_ids_are_those_that_sorting_finds(count: int, rows: int) -> None:
+    id_N = torch.randint(rows, (count,), generator=torch.Generator().manual_seed(0))
+    for mine, sorted_ in zip(cpu.distinct(id_N, rows), torch.unique(id_N, return_inverse=True), strict=True):
+        assert torch.equal(mine, sorted_)
+
+
 def test_the_reference_can_be_asked_for() -> None:
     kernels.select("reference")
     assert kernels.selected() == "reference"

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, c_float, c_int64, c_uint32, c_void_p
+from ctypes import POINTER, Structure, c_double, c_float, c_int64, c_uint32, c_void_p
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,7 +53,12 @@ class _Embed(Structure):
 
 
 class _EmbedGrads(Structure):
-    _fields_ = tuple((name, c_void_p) for name in ("slot", "other_slot", "table", "position", "type", "gamma", "beta"))
+    _fields_ = (
+        ("slot", c_void_p),
+        ("other_slot", c_void_p),
+        ("unwritten", c_int64),
+        *((name, c_void_p) for name in ("table", "position", "type", "gamma", "beta")),
+    )
 
 
 class _Norm(Structure):
@@ -85,19 +91,24 @@ class _Attention(Structure):
 
 
 class _Adam(Structure):
-    _fields_ = tuple((name, c_float) for name in ("keep", "step", "beta1", "beta2", "root", "eps", "scale"))
+    _fields_ = tuple((name, c_float) for name in ("beta1", "beta2", "eps", "scale"))
 
 
 _SIGNATURES = {
     "xsalt_embed_forward": (POINTER(_Embed), c_int64, c_void_p),
     "xsalt_embed_backward": (POINTER(_Embed), c_int64, c_void_p, POINTER(_EmbedGrads)),
+    "xsalt_distinct": (c_int64, c_int64, c_void_p, c_void_p, c_void_p),
     "xsalt_norm_forward": (POINTER(_Norm), c_void_p, c_int64, c_void_p, c_void_p, c_void_p),
     "xsalt_norm_backward": (POINTER(_Norm), c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_void_p),
     "xsalt_attention_forward": (POINTER(_Attention), c_int64, c_void_p, c_void_p, c_void_p),
     "xsalt_attention_backward": (POINTER(_Attention), c_int64, c_void_p, c_void_p, c_void_p, c_void_p),
-    "xsalt_adamw": (c_int64, c_int64, POINTER(_Adam), c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_void_p),
+    "xsalt_gelu_forward": (c_int64, c_int64, c_void_p, c_void_p),
+    "xsalt_gelu_backward": (c_int64, c_int64, c_void_p, c_void_p, c_void_p),
+    "xsalt_adamw": (c_int64, c_void_p, c_void_p, POINTER(_Adam)),
+    "xsalt_sum_of_squares": (c_int64, c_void_p),
     "xsalt_mask": (c_int64, c_int64, c_int64, c_void_p, _Key, c_void_p),
 }
+_RETURNS = {"xsalt_distinct": c_int64, "xsalt_sum_of_squares": c_double}
 
 
 def load(build: str) -> ctypes.CDLL | str:
@@ -111,7 +122,7 @@ def load(build: str) -> ctypes.CDLL | str:
             return f"{path.name} does not load: {error}"
         for name, arguments in _SIGNATURES.items():
             function = getattr(loaded, name)
-            function.argtypes, function.restype = arguments, None
+            function.argtypes, function.restype = arguments, _RETURNS.get(name)
         return loaded
     return "not built: no C++ compiler when xsalt was installed"
 
@@ -227,17 +238,30 @@ class EmbedCall:
         grad_TD: Tensor,
         slot_T: Tensor,
         other_slot_T: Tensor | None,
+        unwritten: int,
         table: Tensor,
         position: Tensor,
         type_: Tensor | None,
         gamma: Tensor,
         beta: Tensor,
     ) -> None:
-        """Adds the gradients to ``table`` (at the slots), ``position``, ``type_``, ``gamma`` and ``beta``, float32."""
-        grads = _EmbedGrads(*(_at(t) for t in (slot_T, other_slot_T, table, position, type_, gamma, beta)))
+        """Adds the gradients to ``table`` (at the slots), ``position``, ``type_``, ``gamma`` and ``beta``, float32.
+
+        ``unwritten``: 0, or the number of slots if ``table`` is not zeros but memory that the slots touched cover.
+        """
+        tensors = (table, position, type_, gamma, beta)
+        grads = _EmbedGrads(_at(slot_T), _at(other_slot_T), unwritten, *(_at(t) for t in tensors))
         _lib().xsalt_embed_backward(
             ctypes.byref(self.arguments), _type(grad_TD), grad_TD.data_ptr(), ctypes.byref(grads)
         )
+
+
+def distinct(id_N: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """``torch.unique(id_N, return_inverse=True)`` of int64 ids in 0..rows - 1, without sorting."""
+    id_N = id_N.contiguous()
+    distinct_U, place_N = torch.empty(min(len(id_N), rows), dtype=torch.int64), torch.empty_like(id_N)
+    count = _lib().xsalt_distinct(len(id_N), rows, _at(id_N), _at(distinct_U), _at(place_N))
+    return distinct_U[:count], place_N
 
 
 def norm_forward(
@@ -317,47 +341,63 @@ class AttentionCall:
         return grad_qkv_TX
 
 
+def gelu(x: Tensor) -> Tensor:
+    """x * Phi(x), for a contiguous tensor of any shape."""
+    out = torch.empty_like(x)
+    _lib().xsalt_gelu_forward(x.numel(), _type(x), _at(x), _at(out))
+    return out
+
+
+def gelu_backward_(x: Tensor, grad: Tensor) -> Tensor:
+    """Makes the gradient of gelu(x) that of x in place, and returns gelu(x)."""
+    out = torch.empty_like(x)
+    _lib().xsalt_gelu_backward(x.numel(), _type(x), _at(x), _at(grad), _at(out))
+    return out
+
+
+def _run(tensor: Tensor) -> Tensor:
+    """The values of a dense tensor, or of a coalesced sparse one, one after the other."""
+    return (tensor.values() if tensor.is_sparse else tensor).contiguous()
+
+
 def adamw_(
-    x: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
+    parameters: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    updates: Sequence[float],
     *,
-    update: int,
     lr: float,
     weight_decay: float,
     betas: tuple[float, float],
     eps: float,
     scale: float,
 ) -> None:
-    """Update number ``update`` (from 1) of a float32 parameter in place, as ``torch.optim.AdamW`` makes it.
+    """Updates float32 parameters in place, as ``torch.optim.AdamW`` does.
 
-    ``grad``: dense, or for a (rows, D) parameter sparse and coalesced; it is multiplied with ``scale``.
+    Args:
+        grads: dense, or for (rows, D) parameters sparse and coalesced; multiplied with ``scale``.
+        updates: the number of this update, from 1, for each parameter.
     """
-    touched_U, values = None, grad
-    if grad.is_sparse:
-        grad = grad.coalesce()
-        touched_U, values = grad.indices()[0].contiguous(), grad.values()
-    values = values.contiguous()
-    rows, D = (len(x), x[0].numel()) if touched_U is not None and len(x) else (1, x.numel())
-    beta1, beta2 = betas
-    settings = _Adam(
-        1.0 - lr * weight_decay,
-        lr / (1.0 - beta1**update),
-        beta1,
-        beta2,
-        (1.0 - beta2**update) ** 0.5,
-        eps,
-        scale,
-    )
-    _lib().xsalt_adamw(
-        rows,
-        D,
-        ctypes.byref(settings),
-        _at(x),
-        _at(values),
-        _at(touched_U),
-        0 if touched_U is None else len(touched_U),
-        _at(exp_avg),
-        _at(exp_avg_sq),
-    )
+    (beta1, beta2), t_N = betas, np.array(updates)
+    runs = [_run(grad) for grad in grads]
+    rows = [grad.indices()[0].contiguous() if grad.is_sparse else None for grad in grads]
+    table = [
+        (
+            *(t.data_ptr() for t in (x, run, first, second)),
+            *((0, 0, 1, x.numel()) if touched is None else (touched.data_ptr(), len(touched), len(x), x.shape[1])),
+        )
+        for x, run, first, second, touched in zip(parameters, runs, exp_avgs, exp_avg_sqs, rows, strict=True)
+    ]
+    tensor_N8 = np.array(table, dtype=np.int64)
+    keep = np.full(len(table), 1.0 - lr * weight_decay)
+    step_N3 = np.stack([keep, lr / (1.0 - beta1**t_N), (1.0 - beta2**t_N) ** 0.5], 1).astype(np.float32)
+    settings = _Adam(beta1, beta2, eps, scale)
+    _lib().xsalt_adamw(len(table), tensor_N8.ctypes.data, step_N3.ctypes.data, ctypes.byref(settings))
+
+
+def sum_of_squares(tensors: Sequence[Tensor]) -> float:
+    """Of all values of float32 tensors; sparse ones are coalesced."""
+    runs = [_run(tensor) for tensor in tensors]
+    run_N2 = np.array([(run.data_ptr(), run.numel()) for run in runs], dtype=np.int64)
+    return float(_lib().xsalt_sum_of_squares(len(runs), run_N2.ctypes.data))

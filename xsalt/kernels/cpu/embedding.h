@@ -6,6 +6,8 @@
 
 namespace {
 
+constexpr int64_t AHEAD = 4;  // tokens
+
 template <typename W>
 struct Embedding {  // what a token's embedding is made of
     const W *table_AD;
@@ -20,7 +22,7 @@ struct Embedding {  // what a token's embedding is made of
     inline bool mixed(int64_t t) const { return other_T && other_T[t] != row_T[t]; }
     inline const float *share(int64_t t) const { return r + (r_row_T ? r_row_T[t] : t) * r_width; }
 
-    // Rows lie anywhere in the table, where the processor does not foresee them: they are asked for a token early.
+    // Rows lie anywhere in the table, where the processor does not foresee them: they are asked for some tokens early.
     inline void foresee(int64_t t) const {
         prefetch(table_AD + row_T[t] * D, D * sizeof(W));
         if (mixed(t)) prefetch(table_AD + other_T[t] * D, D * sizeof(W));
@@ -61,7 +63,7 @@ void embed_forward(const Embedding<W> &e, int64_t T, const float *gamma_D, const
         const float *f_D = factor.data();
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < T; ++t) {
-            if (t + 1 < T) e.foresee(t + 1);
+            if (t + AHEAD < T) e.foresee(t + AHEAD);
             e.visit(t, [=](auto value) {
 #pragma omp simd
                 for (int64_t d = 0; d < D; ++d) x_D[d] = value(d);
@@ -76,90 +78,132 @@ void embed_forward(const Embedding<W> &e, int64_t T, const float *gamma_D, const
     }
 }
 
-// Two passes over a block of tokens, small enough to stay in the cache: the two sums over D that LayerNorm's gradient
-// needs, token by token; then all gradients, each thread in columns of its own, so that no two threads add to one place
-// and the order of additions is that of the tokens.
+// Two passes over a block of tokens, small enough to stay in the cache. In the first one threads have tokens of their own:
+// rows, which lie anywhere in the table, are read once, and give the gradient of the sum of word, position and type. In the
+// second one they have columns of their own and add it where it belongs: no two threads add to one place, and the order of
+// additions is that of the tokens. unwritten: 0 if grad_table is zeros, else so many slots, all of them touched: the first
+// gradient is written there and only the next ones are added.
 template <typename W, typename O>
 void embed_backward(const Embedding<W> &e, int64_t T, const float *gamma_D, const uint32_t *token_T3, Key key,
                     const float *mean_T, const float *rstd_T, const O *grad_TD, const int64_t *slot_T,
-                    const int64_t *other_slot_T, float *grad_table, float *grad_position, float *grad_type,
-                    float *grad_gamma_D, float *grad_beta_D) {
-    const int64_t D = e.D, block = std::max<int64_t>(16, 16384 / D);
-    std::vector<float> sum_T(T), product_T(T);
+                    const int64_t *other_slot_T, int64_t unwritten, float *grad_table, float *grad_position,
+                    float *grad_type, float *grad_gamma_D, float *grad_beta_D) {
+    constexpr int64_t PART = 8;  // tokens whose sums for gamma and beta are made together
+    const int64_t D = e.D, block = std::max<int64_t>(2 * PART, 32768 / D / PART * PART), parts = block / PART;
+    std::vector<float> dx(block * D), sums(parts * 2 * D);
     const int threads = threads_for(T * D);
     const int64_t chunk = std::max<int64_t>(LANES, whole((D + threads - 1) / threads));
 #pragma omp parallel num_threads(threads)
     {
         std::vector<float> factor(whole(D), 1.0f);
+        std::vector<uint8_t> written(unwritten, 0);
+        const auto fresh = [&written](int64_t slot) {
+            if (written.empty() || written[slot]) return false;
+            written[slot] = 1;
+            return true;
+        };
         const float *f_D = factor.data();
         for (int64_t first = 0; first < T; first += block) {
             const int64_t last = std::min(T, first + block);
 #pragma omp for schedule(static)
-            for (int64_t t = first; t < last; ++t) {
-                if (t + 1 < last) e.foresee(t + 1);
-                if (key.threshold) dropout_factors(0, D, token_T3 + 3 * t, key, factor.data());
-                const float m = mean_T[t], s = rstd_T[t];
-                const O *g_D = grad_TD + t * D;
-                e.visit(t, [=, &sum_T, &product_T](auto value) {
-                    float sum = 0.0f, product = 0.0f;
-#pragma omp simd reduction(+ : sum, product)
-                    for (int64_t d = 0; d < D; ++d) {
-                        const float g = to_float(g_D[d]) * f_D[d] * gamma_D[d];
-                        sum += g;
-                        product += g * ((value(d) - m) * s);
-                    }
-                    sum_T[t] = sum / static_cast<float>(D);
-                    product_T[t] = product / static_cast<float>(D);
-                });
+            for (int64_t part = 0; part < parts; ++part) {
+                float *gamma_part = sums.data() + part * 2 * D, *beta_part = gamma_part + D;
+                std::memset(gamma_part, 0, 2 * D * sizeof(float));
+                for (int64_t t = first + part * PART; t < std::min(last, first + (part + 1) * PART); ++t) {
+                    if (t + AHEAD < T) e.foresee(t + AHEAD);
+                    if (key.threshold) dropout_factors(0, D, token_T3 + 3 * t, key, factor.data());
+                    const float m = mean_T[t], s = rstd_T[t];
+                    const O *g_D = grad_TD + t * D;
+                    float *dx_D = dx.data() + (t - first) * D, sum = 0.0f, product = 0.0f;
+                    e.visit(t, [=, &sum, &product](auto value) {
+                        float total = 0.0f, along = 0.0f;
+#pragma omp simd reduction(+ : total, along)
+                        for (int64_t d = 0; d < D; ++d) {
+                            const float g = to_float(g_D[d]) * f_D[d], normed = (value(d) - m) * s;
+                            gamma_part[d] += g * normed;
+                            beta_part[d] += g;
+                            dx_D[d] = normed;
+                            total += g * gamma_D[d];
+                            along += g * gamma_D[d] * normed;
+                        }
+                        sum = total / static_cast<float>(D);
+                        product = along / static_cast<float>(D);
+                    });
+#pragma omp simd
+                    for (int64_t d = 0; d < D; ++d)
+                        dx_D[d] = s * (to_float(g_D[d]) * f_D[d] * gamma_D[d] - sum - dx_D[d] * product);
+                }
             }
 #pragma omp for schedule(static)
             for (int64_t begin = 0; begin < D; begin += chunk) {
-                const int64_t end = std::min(D, begin + chunk);
-                for (int64_t t = first; t < last; ++t) {
-                    if (t + 1 < last) {
-                        const int64_t bytes = (end - begin) * sizeof(float);
-                        prefetch(grad_table + slot_T[t + 1] * D + begin, bytes);
-                        if (e.mixed(t + 1)) prefetch(grad_table + other_slot_T[t + 1] * D + begin, bytes);
+                const int64_t end = std::min(D, begin + chunk), bytes = (end - begin) * sizeof(float);
+                for (int64_t part = 0; part < parts; ++part) {
+                    const float *gamma_part = sums.data() + part * 2 * D, *beta_part = gamma_part + D;
+#pragma omp simd
+                    for (int64_t d = begin; d < end; ++d) {
+                        grad_gamma_D[d] += gamma_part[d];
+                        grad_beta_D[d] += beta_part[d];
                     }
-                    if (key.threshold) dropout_factors(begin, end, token_T3 + 3 * t, key, factor.data() + begin);
-                    const float m = mean_T[t], s = rstd_T[t], sum = sum_T[t], product = product_T[t];
-                    const O *g_D = grad_TD + t * D;
+                }
+                for (int64_t t = first; t < last; ++t) {
+                    if (t + AHEAD < last) {
+                        prefetch(grad_table + slot_T[t + AHEAD] * D + begin, bytes);
+                        if (e.mixed(t + AHEAD)) prefetch(grad_table + other_slot_T[t + AHEAD] * D + begin, bytes);
+                    }
+                    const float *dx_D = dx.data() + (t - first) * D;
                     float *position_D = grad_position + e.position_T[t] * D, *type_D = grad_type + e.type_T[t] * D;
                     float *row_D = grad_table + slot_T[t] * D;
-                    float *other_D = e.mixed(t) ? grad_table + other_slot_T[t] * D : nullptr;
-                    const float *w = other_D ? e.share(t) : nullptr;
-                    const auto gradients = [=](auto value, auto give) {
+                    if (fresh(slot_T[t])) std::memset(row_D + begin, 0, bytes);
+#pragma omp simd
+                    for (int64_t d = begin; d < end; ++d) {
+                        position_D[d] += dx_D[d];
+                        type_D[d] += dx_D[d];
+                    }
+                    if (!e.mixed(t)) {
+#pragma omp simd
+                        for (int64_t d = begin; d < end; ++d) row_D[d] += dx_D[d];
+                        continue;
+                    }
+                    float *other_D = grad_table + other_slot_T[t] * D;
+                    if (fresh(other_slot_T[t])) std::memset(other_D + begin, 0, bytes);
+                    const float *r = e.share(t);
+                    if (e.r_width == 1) {
+                        const float part = r[0];
 #pragma omp simd
                         for (int64_t d = begin; d < end; ++d) {
-                            const float g = to_float(g_D[d]) * f_D[d], normed = (value(d) - m) * s;
-                            const float dx = s * (g * gamma_D[d] - sum - normed * product);
-                            grad_gamma_D[d] += g * normed;
-                            grad_beta_D[d] += g;
-                            position_D[d] += dx;
-                            type_D[d] += dx;
-                            give(d, dx);
+                            row_D[d] += part * dx_D[d];
+                            other_D[d] += (1.0f - part) * dx_D[d];
                         }
-                    };
-                    e.visit(t, [=](auto value) {
-                        if (!other_D) {
-                            gradients(value, [=](int64_t d, float dx) { row_D[d] += dx; });
-                        } else if (e.r_width == 1) {
-                            const float part = w[0];
-                            gradients(value, [=](int64_t d, float dx) {
-                                row_D[d] += part * dx;
-                                other_D[d] += (1.0f - part) * dx;
-                            });
-                        } else {
-                            gradients(value, [=](int64_t d, float dx) {
-                                row_D[d] += w[d] * dx;
-                                other_D[d] += (1.0f - w[d]) * dx;
-                            });
+                    } else {
+#pragma omp simd
+                        for (int64_t d = begin; d < end; ++d) {
+                            row_D[d] += r[d] * dx_D[d];
+                            other_D[d] += (1.0f - r[d]) * dx_D[d];
                         }
-                    });
+                    }
                 }
             }
         }
     }
+}
+
+// The distinct ones of N ids below `rows`, sorted, and the place of each id among them. Returns how many they are.
+inline int64_t distinct(int64_t N, int64_t rows, const int64_t *id_N, int64_t *distinct_U, int64_t *place_N) {
+    std::vector<uint64_t> seen((rows + 63) / 64, 0);
+    for (int64_t n = 0; n < N; ++n) seen[id_N[n] / 64] |= uint64_t{1} << id_N[n] % 64;
+    std::vector<int64_t> before(seen.size());
+    int64_t count = 0;
+    for (size_t word = 0; word < seen.size(); ++word) {
+        before[word] = count;
+        for (uint64_t left = seen[word]; left; left &= left - 1) {
+            distinct_U[count++] = static_cast<int64_t>(word) * 64 + __builtin_ctzll(left);
+        }
+    }
+    for (int64_t n = 0; n < N; ++n) {
+        const uint64_t below = seen[id_N[n] / 64] & ((uint64_t{1} << id_N[n] % 64) - 1);
+        place_N[n] = before[id_N[n] / 64] + __builtin_popcountll(below);
+    }
+    return count;
 }
 
 }  // namespace

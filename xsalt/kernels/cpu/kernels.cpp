@@ -9,6 +9,7 @@
 #include "adamw.h"
 #include "attention.h"
 #include "embedding.h"
+#include "gelu.h"
 #include "norm.h"
 
 // Types: 0 float32, 1 bfloat16. Pointers that may be null are said so above.
@@ -59,14 +60,15 @@ EXPORT void xsalt_embed_forward(const EmbedArgs *a, int64_t out_type, void *out_
 
 struct EmbedGrads {
     const int64_t *slot_T, *other_slot_T;  // where in grad_table the rows' gradients are added
+    int64_t unwritten;
     float *table, *position_PD, *type_YD, *gamma_D, *beta_D;
 };
 
 template <typename W, typename O>
 static void embed_backward_as(const EmbedArgs *a, const void *grad_TD, const EmbedGrads *g) {
     embed_backward(embedding<W>(a), a->T, a->gamma_D, a->token_T3, a->key, a->mean_T, a->rstd_T,
-                   static_cast<const O *>(grad_TD), g->slot_T, g->other_slot_T, g->table, g->position_PD, g->type_YD,
-                   g->gamma_D, g->beta_D);
+                   static_cast<const O *>(grad_TD), g->slot_T, g->other_slot_T, g->unwritten, g->table,
+                   g->position_PD, g->type_YD, g->gamma_D, g->beta_D);
 }
 
 EXPORT void xsalt_embed_backward(const EmbedArgs *a, int64_t grad_type, const void *grad_TD, const EmbedGrads *g) {
@@ -75,6 +77,10 @@ EXPORT void xsalt_embed_backward(const EmbedArgs *a, int64_t grad_type, const vo
     } else {
         grad_type ? embed_backward_as<float, bf16>(a, grad_TD, g) : embed_backward_as<float, float>(a, grad_TD, g);
     }
+}
+
+EXPORT int64_t xsalt_distinct(int64_t N, int64_t rows, const int64_t *id_N, int64_t *distinct_U, int64_t *place_N) {
+    return distinct(N, rows, id_N, distinct_U, place_N);
 }
 
 struct NormArgs {
@@ -143,6 +149,22 @@ EXPORT void xsalt_attention_backward(const Attention *a, int64_t type, const voi
     });
 }
 
+EXPORT void xsalt_gelu_forward(int64_t N, int64_t type, const void *x_N, void *out_N) {
+    if (type) {
+        gelu_forward(N, static_cast<const bf16 *>(x_N), static_cast<bf16 *>(out_N));
+    } else {
+        gelu_forward(N, static_cast<const float *>(x_N), static_cast<float *>(out_N));
+    }
+}
+
+EXPORT void xsalt_gelu_backward(int64_t N, int64_t type, const void *x_N, void *grad_N, void *out_N) {
+    if (type) {
+        gelu_backward(N, static_cast<const bf16 *>(x_N), static_cast<bf16 *>(grad_N), static_cast<bf16 *>(out_N));
+    } else {
+        gelu_backward(N, static_cast<const float *>(x_N), static_cast<float *>(grad_N), static_cast<float *>(out_N));
+    }
+}
+
 // The masks alone: keep_TD[t, i] is 1 where element i of token t is kept (heads != 0: attention of that many heads, D
 // keys each, laid out (heads, T, D)).
 EXPORT void xsalt_mask(int64_t T, int64_t D, int64_t heads, const uint32_t *token_T3, Key key, uint8_t *keep) {
@@ -164,8 +186,8 @@ EXPORT void xsalt_mask(int64_t T, int64_t D, int64_t heads, const uint32_t *toke
     }
 }
 
-// One parameter's AdamW update in place, everything float32; touched_U null: the gradient is dense.
-EXPORT void xsalt_adamw(int64_t rows, int64_t D, const Adam *a, float *x, const float *grad, const int64_t *touched_U,
-                        int64_t U, float *first, float *second) {
-    adamw(rows, D, *a, x, grad, touched_U, U, first, second);
+EXPORT void xsalt_adamw(int64_t count, const AdamTensor *tensor_N, const AdamStep *step_N, const Adam *a) {
+    adamw(count, tensor_N, step_N, *a);
 }
+
+EXPORT double xsalt_sum_of_squares(int64_t runs, const Run *run_N) { return sum_of_squares(runs, run_N); }

@@ -26,6 +26,20 @@ inline Integers widened(const uint8_t *x) {
 #endif
 }
 
+inline Floats loaded(const float *x) { return at(x); }
+
+inline Floats loaded(const bf16 *x) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(x))), 16);
+#else
+    float wide[LANES];
+    for (int l = 0; l < LANES; ++l) wide[l] = to_float(x[l]);
+    return at(wide);
+#endif
+}
+
+inline void store(float *out, Floats x) { at(out) = x; }
+
 inline void store(bf16 *out, Floats x) {
 #if defined(__AVX512BF16__)
     _mm256_storeu_si256(reinterpret_cast<__m256i *>(out), (__m256i)_mm512_cvtneps_pbh((__m512)x));
@@ -35,6 +49,26 @@ inline void store(bf16 *out, Floats x) {
 #pragma omp simd
     for (int l = 0; l < LANES; ++l) store(out + l, in[l]);
 #endif
+}
+
+// The same for `count` values, a vector or less.
+template <typename X>
+inline Floats loaded(const X *x, int64_t count) {
+    if (count == LANES) return loaded(x);
+    X filled[LANES] = {};
+    std::memcpy(filled, x, count * sizeof(X));
+    return loaded(filled);
+}
+
+template <typename X>
+inline void store(X *out, Floats x, int64_t count) {
+    if (count == LANES) {
+        store(out, x);
+        return;
+    }
+    X filled[LANES];
+    store(filled, x);
+    std::memcpy(out, filled, count * sizeof(X));
 }
 
 template <typename F>
