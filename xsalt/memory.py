@@ -6,7 +6,7 @@ import ctypes
 import os
 import platform
 
-PRIMITIVES = 256
+PRIMITIVES = 64
 """Compiled matrix products that oneDNN keeps; a step of a BERT-like encoder needs some twenty."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
