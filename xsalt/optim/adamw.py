@@ -83,6 +83,8 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
             if p.grad.is_sparse:
                 p.grad = p.grad.coalesce()
             grads.append(p.grad)
+    if not grads:
+        return 0.0
     if all(grad.dtype == torch.float32 and cpu.takes(grad) for grad in grads):
         return math.sqrt(cpu.sum_of_squares(grads))
     norms = [torch.linalg.vector_norm(grad.values() if grad.is_sparse else grad) for grad in grads]

@@ -112,6 +112,18 @@ def test_clipping_is_that_of_torch_and_zero_clips_nothing() -> None:
     assert gradient_norm(weights[2:]) == 0.0
 
 
+@pytest.mark.parametrize("which", kernels.CHOICES)
+def test_the_gradient_norm_is_that_of_float64_whatever_the_sizes_and_sparse_or_not(which: str) -> None:
+    kernels.select(which)
+    weights = [nn.Parameter(torch.zeros(shape)) for shape in ((3, 20000), (4096,), (1,), (50, 7))]
+    for number, weight in enumerate(weights[:3]):
+        weight.grad = _gradient(tuple(weight.shape), number)
+    rows = torch.tensor([[3, 40, 3]])
+    weights[3].grad = torch.sparse_coo_tensor(rows, _gradient((3, 7), 3), (50, 7), check_invariants=True)
+    exact = [weight.grad.to_dense().double() for weight in weights if weight.grad is not None]
+    assert gradient_norm(weights) == pytest.approx(float(sum(g.square().sum() for g in exact)) ** 0.5, rel=1e-6)
+
+
 def test_biases_and_layer_norms_do_not_decay() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
     decayed, plain = parameter_groups(model, 0.1)
