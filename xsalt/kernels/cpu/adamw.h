@@ -25,6 +25,7 @@ struct AdamStep {
     float root;  // sqrt(1 - beta2 ** t)
 };
 
+// The settings come by value: behind a reference they might be among the floats written, and no loop would be vectorised.
 inline void adam_row(int64_t begin, int64_t end, const Adam a, const AdamStep s, float *x, const float *grad, float *first,
                      float *second) {
     const float gain = 1.0f - a.beta1, gain2 = 1.0f - a.beta2, inverse = 1.0f / s.root;
