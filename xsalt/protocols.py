@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from xsalt.batch import Batch, Layout
     from xsalt.data.dataset import Dataset, Example
 
+FIRST = -1
+"""Key of the last layer's states of the first tokens alone, h_BD, where nothing else of that layer is read."""
 Hidden = Mapping[int, "Tensor"]
 """Layer number -> h_TD: 0 is the embedding layer's output, the number of layers is the last layer's."""
 
@@ -52,7 +54,10 @@ class Model(Protocol):
         """x_TD, mixed where the batch carries a mix."""
 
     def encode(self, x_TD: Tensor, layout: Layout, keep: Sequence[int] = (), last: int | None = None) -> Hidden:
-        """Every layer in ``keep`` and the last one; ``last`` stops after an earlier layer (None: run all)."""
+        """Layers in ``keep`` and what ``classify`` reads; ``last`` stops after an earlier layer (None: run all)."""
+
+    def weight_products(self, layout: Layout, keep: Sequence[int] = ()) -> int:
+        """Products of a weight and a number of a state in the matrix products of ``encode``: what MFU counts."""
 
     def classify(self, hidden: Hidden, layout: Layout) -> Tensor:
         """logits_BC, float32."""
@@ -67,7 +72,7 @@ class Criterion(Protocol):
     Config: ClassVar[type]
     weight: float
     layers: Sequence[int]
-    """Hidden layers that ``__call__`` reads besides the last."""
+    """Hidden layers that ``__call__`` reads itself; what ``classify`` reads is there anyhow."""
 
     def prepare(self, batch: Batch) -> Batch:
         """May add views or masks, before the forward pass and outside of it; usually returns the batch as it is."""

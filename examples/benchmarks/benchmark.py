@@ -78,10 +78,12 @@ def in_turn(workers: dict[str, Worker], updates: dict[str, int], rounds: int, wa
     return results
 
 
-def with_mfu(results: Results, flops_per_token: float, precision: str) -> None:
+def with_mfu(results: Results, precision: str) -> None:
+    """xsalt counts what it computes: in the last layer, first tokens alone. The others compute all tokens."""
     ceiling = results["machine"][f"{precision}_gflops"] * 1e9
-    for row in results["contestants"].values():
-        row["mfu"] = row["tokens_per_s"] * flops_per_token / ceiling
+    rows = results["contestants"]
+    for row in rows.values():
+        row["mfu"] = row["tokens_per_s"] * row.get("flops_per_token", rows["xsalt"]["all_flops_per_token"]) / ceiling
 
 
 def compare_losses(workers: dict[str, Worker], names: list[str], steps: int) -> Results:
@@ -193,7 +195,7 @@ def contest(
     slow = ("Trainer bf16", "loop by hand, compiled")
     many = {name: max(2, updates // 2) if name in slow else updates for name in workers}
     results = in_turn(workers, many, options.rounds, warm_up=3)
-    with_mfu(results, results["contestants"]["xsalt"]["flops_per_token"], dtype)
+    with_mfu(results, dtype)
     results["losses_without_dropout"] = losses
     peers = [name for name in workers if not name.startswith("xsalt")]
     ours = results["contestants"]["xsalt"]

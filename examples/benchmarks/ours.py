@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from worker import peak_memory_gb, serve
 
+from xsalt.batch import Layout
 from xsalt.data.dataset import Dataset
 from xsalt.distill.table import build_table, target_languages
 from xsalt.evaluation.evaluate import classify
@@ -24,7 +25,6 @@ from xsalt.text.language_vocab import build_vocabularies
 from xsalt.training import trainer as training_loop
 from xsalt.training.resume import Checkpoints
 from xsalt.training.run import Setup, prepare
-from xsalt.training.throughput import training_flops_per_token
 from xsalt.training.trainer import State
 from xsalt_cli.front import compose
 from xsalt_cli.train import SCRIPT
@@ -47,6 +47,7 @@ class Ours:
         self.trainer.save = lambda name, state: None
         config.run.mkdir(parents=True)
         self.state = State()
+        self.tokens, self.flops = 0, 0.0
         self.leave_out(without)
 
     def leave_out(self, what: str) -> None:
@@ -91,10 +92,14 @@ class Ours:
         seconds = time.perf_counter() - start
         assert self.state.update == end
         rows = [json.loads(line) for line in log.read_text().splitlines()]
+        lengths = [self.trainer.train.lengths[batch] for batch in todo]
+        tokens = int(sum(of_batch.sum() for of_batch in lengths))
+        self.tokens += tokens
+        self.flops += sum(self.trainer.step.flops(Layout(of_batch)) for of_batch in lengths)
         return {
             "seconds": seconds,
             "pairs": sum(len(batch) for batch in todo),
-            "tokens": int(sum(self.trainer.train.lengths[batch].sum() for batch in todo)),
+            "tokens": tokens,
             "losses": [row["loss"] for row in rows if row["update"] > before],
         }
 
@@ -131,7 +136,8 @@ class Ours:
         model = self.trainer.step.model
         return {
             "peak_memory_gb": peak_memory_gb(),
-            "flops_per_token": training_flops_per_token(model),
+            "flops_per_token": self.flops / self.tokens,
+            "all_flops_per_token": 6.0 * model.encoder.weight_products(Layout(np.ones(1, dtype=np.int64))),
             "active_rows": len(model.embeddings.word.active_ids),
         }
 

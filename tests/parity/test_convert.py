@@ -42,7 +42,7 @@ def _folder(architecture: str, kind: str, tmp_path: Path) -> Path:
 
 def _logits(model: EncoderModel, kind: str, b: Batch) -> Tensor:
     with torch.no_grad():
-        hidden = model.encode(model.embed(b), b.layout)
+        hidden = model.encode(model.embed(b), b.layout, keep=(3,))
         return model.classify(hidden, b.layout) if kind == "SequenceClassification" else model.mlm_logits(hidden[3])
 
 

@@ -1,6 +1,6 @@
 """The model that a run trains: encoder, classifier and, where needed, a masked-language-model head.
 
-Shapes: B sequences, T packed tokens, N positions, D width, C classes, V vocabulary.
+Shapes: B sequences, T packed tokens, R rows (T or B), N positions, D width, C classes, V vocabulary.
 
 Names in ``whole_state`` (and so in ``model.safetensors``): ``embeddings.word.weight`` (V, D), ``embeddings.position``
 (position_offset + max_positions, D), ``embeddings.token_type``, ``embeddings.norm.*``; for each layer i from 0
@@ -24,6 +24,7 @@ from xsalt.errors import UserError
 from xsalt.nn.embedding import Embeddings
 from xsalt.nn.encoder import Encoder, EncoderConfig
 from xsalt.nn.heads import FirstTokenClassifier, MeanClassifier, MLMHead
+from xsalt.protocols import FIRST
 
 WORD_TABLE = "embeddings.word.weight"
 POOLINGS = ("first", "mean")
@@ -110,15 +111,27 @@ class EncoderModel(nn.Module):
     def encode(
         self, x_TD: Tensor, layout: Layout, keep: Sequence[int] = (), last: int | None = None
     ) -> dict[int, Tensor]:
-        """Layer number -> h_TD for the layers in ``keep`` (0: embeddings) and the last one, or ``last``."""
-        hidden: dict[int, Tensor] = self.encoder(x_TD, layout, keep, last)
+        """Layer number -> h_TD for the layers in ``keep`` (0: embeddings) and for what ``classify`` reads.
+
+        That is the last layer, or with first-token pooling h_BD of first tokens under ``FIRST``, as nothing else of
+        that layer is then computed unless ``keep`` names it. ``last`` stops after an earlier layer and gives that.
+        """
+        hidden: dict[int, Tensor] = self.encoder(x_TD, layout, keep, last, first_only=self._first_only(last))
         return hidden
+
+    def weight_products(self, layout: Layout, keep: Sequence[int] = ()) -> int:
+        """Products of a weight and a number of a state in the matrix products of ``encode``, without attention's."""
+        return self.encoder.weight_products(layout, keep, first_only=self._first_only(None))
+
+    def _first_only(self, last: int | None) -> bool:
+        return last is None and isinstance(self.classifier, FirstTokenClassifier)
 
     def classify(self, hidden: Mapping[int, Tensor], layout: Layout) -> Tensor:
         """logits_BC, float32. Raises ``RuntimeError`` if the model was built without labels."""
         if self.classifier is None:
             raise RuntimeError("this model has no classifier: it was built with num_labels=0")
-        logits_BC: Tensor = self.classifier(hidden[self.config.layers], layout)
+        h_RD = hidden[FIRST] if FIRST in hidden else hidden[self.config.layers]
+        logits_BC: Tensor = self.classifier(h_RD, layout)
         return logits_BC
 
     def mlm_transform(self, h_ND: Tensor) -> Tensor:

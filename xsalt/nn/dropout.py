@@ -44,12 +44,14 @@ class KeyedDropout(nn.Module):
             raise RuntimeError(f"dropout {self.site!r} has no key: call set_dropout_key first")
         return self._key
 
+    def key_of(self, rows: Tensor) -> SiteKey | None:
+        """``key`` for states of the tokens numbered in ``rows`` alone."""
+        key = self.key
+        return key and SiteKey(key.k0, key.k1, key.threshold, key.token_T3.index_select(0, rows))
+
     def forward(self, x_TN: Tensor, rows: Tensor | None = None) -> Tensor:
         """Drops from states of all tokens of the batch, or of those numbered in ``rows``."""
-        key = self.key
-        if key is not None and rows is not None:
-            key = SiteKey(key.k0, key.k1, key.threshold, key.token_T3.index_select(0, rows))
-        return dropout(x_TN, key)
+        return dropout(x_TN, self.key if rows is None else self.key_of(rows))
 
     def extra_repr(self) -> str:
         return f"p={self.p}, site={self.site!r}"

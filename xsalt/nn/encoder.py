@@ -8,19 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xsalt.batch import Layout
-from xsalt.kernels import cpu
 from xsalt.kernels.feedforward import gelu_linear
 from xsalt.kernels.norm import dropout_add_norm
-from xsalt.nn.attention import SelfAttention
+from xsalt.nn.attention import SelfAttention, filled_up
 from xsalt.nn.dropout import KeyedDropout
-
-FILLED_TO = 32
-"""On the CPU, tokens are filled up with rows of zeros to a multiple of this. The matrix library compiles a product for
-each shape, and packed batches hardly ever have the same number of tokens twice: this way it meets old ones again."""
+from xsalt.protocols import FIRST
 
 
 @dataclass(frozen=True)
@@ -60,16 +55,27 @@ class EncoderLayer(nn.Module):
         self.ffn_dropout = KeyedDropout(config.dropout, f"{site}/ffn_output")
         self.ffn_norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
 
-    def forward(self, x_TD: Tensor, low_TD: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """x_TD twice, in and out: as the residual stream has it, and as the matrix products read it (bf16)."""
-        attended_TD = self.attention(low_TD, layout)
-        x_TD, low_TD = _add_norm(x_TD, attended_TD, self.attention_norm, self.attention_dropout)
-        fed_TD = gelu_linear(self.ffn_in(low_TD), self.ffn_out.weight, self.ffn_out.bias)
-        return _add_norm(x_TD, fed_TD, self.ffn_norm, self.ffn_dropout)
+    def forward(
+        self, x_TD: Tensor, low_TD: Tensor, layout: Layout, *, first_only: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """x_TD twice, in and out: as the residual stream has it, and as the matrix products read it (bf16).
+
+        ``first_only``: out come the states of the first token of each sequence alone, x_BD. Only attention reads
+        tokens other than its own, so the rest is computed for those tokens alone.
+        """
+        rows = layout.first_B if first_only else None
+        attended_RD = self.attention(low_TD, layout, first_only=first_only)
+        x_RD = x_TD if rows is None else filled_up(x_TD.index_select(0, rows))
+        x_RD, low_RD = _add_norm(x_RD, attended_RD, self.attention_norm, self.attention_dropout, rows)
+        fed_RD = gelu_linear(self.ffn_in(low_RD), self.ffn_out.weight, self.ffn_out.bias)
+        return _add_norm(x_RD, fed_RD, self.ffn_norm, self.ffn_dropout, rows)
 
 
-def _add_norm(x_TD: Tensor, y_TD: Tensor, norm: nn.LayerNorm, dropout: KeyedDropout) -> tuple[Tensor, Tensor]:
-    return dropout_add_norm(x_TD, y_TD, norm.weight, norm.bias, norm.eps, dropout.key)
+def _add_norm(
+    x_RD: Tensor, y_RD: Tensor, norm: nn.LayerNorm, dropout: KeyedDropout, rows: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    key = dropout.key if rows is None else dropout.key_of(rows)
+    return dropout_add_norm(x_RD, y_RD, norm.weight, norm.bias, norm.eps, key)
 
 
 class Encoder(nn.Module):
@@ -80,24 +86,43 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config, f"layer{i}") for i in range(config.layers))
 
     def forward(
-        self, x_TD: Tensor, layout: Layout, keep: Sequence[int] = (), last: int | None = None
+        self,
+        x_TD: Tensor,
+        layout: Layout,
+        keep: Sequence[int] = (),
+        last: int | None = None,
+        *,
+        first_only: bool = False,
     ) -> dict[int, Tensor]:
         """Layer number -> h_TD for the layers in ``keep`` (0 is the input x_TD) and always the last one.
 
-        ``last``: stop after this layer, for those who read none above it (None: run all).
+        Args:
+            last: stop after this layer, for those who read none above it (None: run all).
+            first_only: unless it is in ``keep``, compute the last layer for the first token of each sequence alone and
+                give it as ``FIRST``, h_BD.
         """
         last = len(self.layers) if last is None else last
         wrong = [k for k in keep if not 0 <= k <= last]
         if wrong:
             raise ValueError(f"hidden layers {wrong} asked for, but the encoder has layers 0 to {last}")
         wanted = {*keep, last}
+        narrow = last if first_only and last > 0 and last not in keep else None
         hidden = {0: x_TD} if 0 in wanted else {}
         T = len(x_TD)
-        if cpu.takes(x_TD) and T % FILLED_TO:
-            x_TD = F.pad(x_TD, (0, 0, 0, -T % FILLED_TO))
-        low_TD = x_TD
+        x_TD = low_TD = filled_up(x_TD)
         for number, layer in enumerate(self.layers[:last], start=1):
+            if number == narrow:
+                x_BD, _ = layer(x_TD, low_TD, layout, first_only=True)
+                hidden[FIRST] = x_BD[: layout.size]
+                break
             x_TD, low_TD = layer(x_TD, low_TD, layout)
             if number in wanted:
                 hidden[number] = x_TD[:T]
         return hidden
+
+    def weight_products(self, layout: Layout, keep: Sequence[int] = (), *, first_only: bool = False) -> int:
+        """Products of a weight of a matrix and a number of a state that a forward pass of all layers computes."""
+        sizes = {name: p.numel() for name, p in self.named_parameters() if p.ndim == 2}
+        narrow = f"layers.{len(self.layers) - 1}." if first_only and len(self.layers) not in keep else None
+        of_first = sum(n for name, n in sizes.items() if narrow and name.startswith(narrow) and ".qkv." not in name)
+        return layout.tokens * (sum(sizes.values()) - of_first) + layout.size * of_first

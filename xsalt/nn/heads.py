@@ -27,8 +27,9 @@ class FirstTokenClassifier(nn.Module):
         self.dropout = KeyedDropout(dropout, "classifier/pooled")
         self.out = nn.Linear(width, classes)
 
-    def forward(self, h_TD: Tensor, layout: Layout) -> Tensor:
-        first_BD = h_TD.index_select(0, layout.first_B)
+    def forward(self, h_RD: Tensor, layout: Layout) -> Tensor:
+        """``h_RD``: states of first tokens (B, D), or of all (T, D)."""
+        first_BD = h_RD if len(h_RD) == layout.size else h_RD.index_select(0, layout.first_B)
         pooled_BD = torch.tanh(self.dense(self.input_dropout(first_BD, layout.first_B)))
         logits_BC: Tensor = self.out(self.dropout(pooled_BD, layout.first_B))
         return logits_BC.float()

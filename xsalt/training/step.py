@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xsalt.batch import Batch
+from xsalt.batch import Batch, Layout
 from xsalt.protocols import Criterion
 
 Figures = dict[str, tuple[float, float]]
@@ -31,6 +31,14 @@ class TrainStep(nn.Module):
         self.criterions = dict(criterions)
         self.precision = precision
         self.keep = sorted({layer for criterion in criterions.values() for layer in criterion.layers})
+
+    def flops(self, layout: Layout) -> float:
+        """Of forward and backward pass: 6 for a weight of the encoder and a token that is multiplied with it.
+
+        2 in the forward pass and 4 in the backward pass. Attention's own products and the heads are left out.
+        """
+        products: int = self.model.weight_products(layout, self.keep)
+        return 6.0 * products
 
     def forward(self, batch: Batch, counts: Mapping[str, float]) -> tuple[Tensor, Figures]:
         """The micro-batch's part of the global loss, and figures to log (loss and accuracy of each criterion)."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any
 
 import torch
 
-from xsalt.batch import Batch
+from xsalt.batch import Batch, Layout
 
 MEASURE_S = 0.1
 """Seconds that measuring the ceiling takes, after the warm-up."""
@@ -36,15 +35,6 @@ def matrix_product_flops(device: torch.device, precision: str) -> float:
     return best
 
 
-def training_flops_per_token(model: Any) -> float:
-    """6 per weight of the encoder's matrices: 2 in the forward pass, 4 in the backward pass.
-
-    Attention's own products and the heads are left out, so that the figure depends on no batch.
-    """
-    weights: int = sum(p.numel() for p in model.encoder.parameters() if p.ndim == 2)
-    return 6.0 * weights
-
-
 def peak_memory_gb(device: torch.device) -> float:
     """Most memory that the process has had so far, in GB (10**9 bytes): resident; on CUDA, allocated on the device."""
     if device.type == "cuda":
@@ -56,15 +46,15 @@ def peak_memory_gb(device: torch.device) -> float:
 class Window:
     """What happened since the last logged line: figures of the criterions and augmenters, speed, use of the machine."""
 
-    def __init__(self, model: Any, device: torch.device, precision: str) -> None:
-        self.flops_per_token = training_flops_per_token(model)
-        self.device, self.precision = device, precision
+    def __init__(self, flops: Callable[[Layout], float], device: torch.device, precision: str) -> None:
+        """``flops``: those of a training step on a batch of this layout."""
+        self.flops_of, self.device, self.precision = flops, device, precision
         self.restart()
 
     def restart(self) -> None:
         self.figures: dict[str, list[float]] = {}
         self.tokens = self.grid = self.sequences = 0
-        self.waited = self.paused = 0.0
+        self.flops = self.waited = self.paused = 0.0
         self.began = time.monotonic()
 
     def add_figures(self, more: Mapping[str, tuple[float, float]]) -> None:
@@ -77,6 +67,7 @@ class Window:
     def add_update(self, batches: Sequence[Batch], examples: int, waited: float) -> None:
         """``waited``: seconds until the batches were there."""
         self.tokens += sum(batch.layout.tokens for batch in batches)
+        self.flops += sum(self.flops_of(batch.layout) for batch in batches)
         self.grid += sum(batch.layout.size * batch.layout.longest for batch in batches)
         self.sequences += examples
         self.waited += waited
@@ -85,12 +76,11 @@ class Window:
         """Means of the figures, then ``tokens_per_s``, ``pairs_per_s``, ``mfu``, shares of padding and of waiting."""
         seconds = max(1e-9, time.monotonic() - self.began - self.paused)
         values = {name: total / count for name, (total, count) in self.figures.items() if count}
-        speed = self.tokens / seconds
         return values | {
             "padding": 1 - self.tokens / self.grid,
-            "tokens_per_s": speed,
+            "tokens_per_s": self.tokens / seconds,
             "pairs_per_s": self.sequences / seconds,
-            "mfu": speed * self.flops_per_token / matrix_product_flops(self.device, self.precision),
+            "mfu": self.flops / seconds / matrix_product_flops(self.device, self.precision),
             "data_wait": self.waited / seconds,
             "peak_memory_gb": peak_memory_gb(self.device),
         }

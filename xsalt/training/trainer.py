@@ -200,7 +200,7 @@ class Trainer:
         total = progress.total
         keep_freed_memory()
         give_back_freed_memory()
-        window = Window(model, self.device, self.step.precision)
+        window = Window(self.step.flops, self.device, self.step.precision)
         model.train()
         names = list(self.step.criterions)
         with StopSignals() as stop, closing(self.updates(state, total)) as updates:

@@ -241,6 +241,7 @@ def test_the_norm_and_its_gradients_equal_the_reference(D: int, p: float, dtype:
     [((5, 5, 5), 12, 16), ((1,), 1, 7), ((40, 3, 17, 129, 64, 65), 12, 32), ((33, 2), 9, 66), ((1, 2), 3, 8)],
 )
 @pytest.mark.parametrize("p", [0.0, 0.1])
+@pytest.mark.parametrize("first_only", [False, True])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_attention_and_its_gradient_equal_the_reference(
     build: str,
@@ -248,6 +249,7 @@ def test_attention_and_its_gradient_equal_the_reference(
     heads: int,
     head_width: int,
     p: float,
+    first_only: bool,
     dtype: torch.dtype,
     bound: float,
     monkeypatch: pytest.MonkeyPatch,
@@ -260,7 +262,8 @@ def test_attention_and_its_gradient_equal_the_reference(
 
     def run() -> list[Tensor]:
         qkv = packed.clone().requires_grad_()
-        out = attend(qkv.to(dtype), layout, heads, site(lengths, p))
+        out = attend(qkv.to(dtype), layout, heads, site(lengths, p), first_only=first_only)
+        assert len(out) == (layout.size if first_only else layout.tokens)
         out.float().sin().sum().backward()
         assert qkv.grad is not None
         return [out.detach().float(), qkv.grad]

@@ -87,6 +87,7 @@ class _Attention(Structure):
         ("scale", c_float),
         ("token", c_void_p),
         ("key", _Key),
+        ("first_only", c_int64),
     )
 
 
@@ -313,30 +314,45 @@ def norm_backward(
 
 
 class AttentionCall:
-    """Attention of sequences ``offset_B1`` of packed tokens; rows after the last token, if there are, are zeros."""
+    """Attention of sequences ``offset_B1`` of packed tokens; rows after the last token, if there are, are zeros.
 
-    def __init__(self, offset_B1: Tensor, heads: int, longest: int, head_width: int, key: SiteKey | None) -> None:
+    ``first_only``: of the first token of each sequence alone, so that there is a row of context for each sequence.
+    """
+
+    def __init__(
+        self,
+        offset_B1: Tensor,
+        heads: int,
+        longest: int,
+        head_width: int,
+        key: SiteKey | None,
+        first_only: bool = False,
+    ) -> None:
         self.tokens = int(offset_B1[-1])
         self.alive = (offset_B1, key)  # the arguments point into them
         sizes = (len(offset_B1) - 1, heads, longest, head_width)
-        self.arguments = _Attention(*sizes, _at(offset_B1), head_width**-0.5, _token(key), _key(key))
+        self.first_only = first_only
+        self.arguments = _Attention(*sizes, _at(offset_B1), head_width**-0.5, _token(key), _key(key), first_only)
 
     def forward(self, qkv_TX: Tensor) -> tuple[Tensor, Tensor]:
-        """The context, (T, H * d), and the logarithm of each softmax's denominator, (H, tokens) in float32."""
-        context_TX = qkv_TX.new_empty(len(qkv_TX), qkv_TX.shape[1] // 3)
-        context_TX[self.tokens :] = 0
-        norm_HT = torch.empty(self.arguments.H, self.tokens)
+        """The context, (T or B, H * d), and the logarithm of each softmax's denominator, (H, tokens or B) float32."""
+        rows = used = self.arguments.B
+        if not self.first_only:
+            rows, used = len(qkv_TX), self.tokens
+        context_RX = qkv_TX.new_empty(rows, qkv_TX.shape[1] // 3)
+        context_RX[used:] = 0
+        norm_HR = torch.empty(self.arguments.H, used)
         _lib().xsalt_attention_forward(
-            ctypes.byref(self.arguments), _type(qkv_TX), _at(qkv_TX), _at(context_TX), _at(norm_HT)
+            ctypes.byref(self.arguments), _type(qkv_TX), _at(qkv_TX), _at(context_RX), _at(norm_HR)
         )
-        return context_TX, norm_HT
+        return context_RX, norm_HR
 
-    def backward(self, qkv_TX: Tensor, norm_HT: Tensor, grad_TX: Tensor) -> Tensor:
+    def backward(self, qkv_TX: Tensor, norm_HR: Tensor, grad_RX: Tensor) -> Tensor:
         """The gradient of ``qkv_TX`` from that of the context."""
         grad_qkv_TX = torch.empty_like(qkv_TX)
         grad_qkv_TX[self.tokens :] = 0
         _lib().xsalt_attention_backward(
-            ctypes.byref(self.arguments), _type(qkv_TX), _at(qkv_TX), _at(norm_HT), _at(grad_TX), _at(grad_qkv_TX)
+            ctypes.byref(self.arguments), _type(qkv_TX), _at(qkv_TX), _at(norm_HR), _at(grad_RX), _at(grad_qkv_TX)
         )
         return grad_qkv_TX
 

@@ -4,7 +4,7 @@
 // a grid padded to the longest sequence and without attention weights in memory. The backward pass computes the weights
 // again from the logarithm of the softmax's denominator (Dao et al., FlashAttention, NeurIPS 2022).
 //
-// Shapes: L tokens of the sequence, d width of a head; W and D are both rounded up to whole vectors.
+// Shapes: L tokens of the sequence, Q of them queries, R queries of all, d width of a head; W and D are L and d rounded up to whole vectors.
 
 #pragma once
 
@@ -218,6 +218,11 @@ struct Attention {  // in the order of _Attention in __init__.py
     float scale;               // of the scores
     const uint32_t *token_T3;
     Key key;
+    int64_t first_only;  // attention of the first token of each sequence alone: contexts are (B, H * d), norms (H, B)
+
+    int64_t queries(int64_t L) const { return first_only ? 1 : L; }
+    int64_t row(int64_t b) const { return first_only ? b : offset_B1[b]; }  // of the sequence's first context
+    int64_t rows() const { return row(B); }
 };
 
 inline void store_head(const float *in_LD, int64_t L, int64_t d, int64_t D, int64_t stride, float *out) {
@@ -239,13 +244,13 @@ inline T *take(T *&next, int64_t size) {
     return next - size;
 }
 
-// context = dropout(softmax(scale * q k')) v. norm_HT: the logarithm of each softmax's denominator.
+// context = dropout(softmax(scale * q k')) v. norm_HR: the logarithm of each softmax's denominator.
 template <typename P, typename X>
-void attention_forward(const Attention &a, const X *qkv_TX, X *context_TX, float *norm_HT) {
+void attention_forward(const Attention &a, const X *qkv_TX, X *context_RX, float *norm_HR) {
     using E = typename P::Element;
-    const int64_t groups = (a.H + 7) / 8, width = a.H * a.d, T = a.offset_B1[a.B];
+    const int64_t groups = (a.H + 7) / 8, width = a.H * a.d, R = a.rows();
     const int64_t d = a.d, D = whole(d), DEPTH = P::DEPTH;
-#pragma omp parallel num_threads(threads_for(T *width))
+#pragma omp parallel num_threads(threads_for(a.offset_B1[a.B] * width))
     {
         const int64_t WS = whole(a.S);
         std::vector<E> elements((a.S + 2) * (d + D) + d * WS + QUERIES * WS);
@@ -259,16 +264,17 @@ void attention_forward(const Attention &a, const X *qkv_TX, X *context_TX, float
         for (int64_t b = 0; b < a.B; ++b) {
             for (int64_t group = 0; group < groups; ++group) {
                 const int64_t first = a.offset_B1[b], L = a.offset_B1[b + 1] - first, W = whole(L);
-                if (keep) keep_bits(L, W, group, a.token_T3 + 3 * first, a.key, keep);
+                const int64_t Q = a.queries(L), row = a.row(b);
+                if (keep) keep_bits(Q, W, group, a.token_T3 + 3 * first, a.key, keep);
                 for (int64_t h = 8 * group; h < std::min(a.H, 8 * group + 8); ++h) {
                     const X *in = qkv_TX + first * 3 * width + h * d;
-                    const E *q_Ld = P::rows(in, 3 * width, L, d, q_room);
+                    const E *q_Qd = P::rows(in, 3 * width, Q, d, q_room);
                     P::columns(in + width, 3 * width, L, d, W, k_dW);
                     P::beside(in + 2 * width, 3 * width, L, d, D, v_LD);
                     const int64_t q_row = d / DEPTH;
-                    for (int64_t begin = 0; begin < L; begin += QUERIES) {
-                        const int64_t n = std::min(QUERIES, L - begin);
-                        Product<P>{n, W, d / DEPTH, q_Ld + begin * q_row, q_row, 1, k_dW, W, e_nW, W, false}.compute();
+                    for (int64_t begin = 0; begin < Q; begin += QUERIES) {
+                        const int64_t n = std::min(QUERIES, Q - begin);
+                        Product<P>{n, W, d / DEPTH, q_Qd + begin * q_row, q_row, 1, k_dW, W, e_nW, W, false}.compute();
                         float share[QUERIES];
                         for (int64_t i = 0; i < n; ++i) {
                             float *e_W = e_nW + i * W;
@@ -284,7 +290,7 @@ void attention_forward(const Attention &a, const X *qkv_TX, X *context_TX, float
                             }
                             const float total = sum_of(sum);
                             share[i] = 1.0f / total;
-                            norm_HT[h * T + first + begin + i] = largest * a.scale + std::log(total);
+                            norm_HR[h * R + row + begin + i] = largest * a.scale + std::log(total);
                         }
                         const E *used = P::along(e_nW, n, W, used_room);
                         float *o = o_LD + begin * D;
@@ -292,7 +298,7 @@ void attention_forward(const Attention &a, const X *qkv_TX, X *context_TX, float
                         for (int64_t i = 0; i < n; ++i)
                             for (int64_t c = 0; c < D; c += LANES) at(o + i * D + c) *= share[i];
                     }
-                    store_head(o_LD, L, d, D, width, context_TX + first * width + h * d);
+                    store_head(o_LD, Q, d, D, width, context_RX + row * width + h * d);
                 }
             }
         }
@@ -303,11 +309,11 @@ void attention_forward(const Attention &a, const X *qkv_TX, X *context_TX, float
 // grad_v = used' grad_context, grad_score = scale * weight * (grad_weight - sum(weight * grad_weight)),
 // grad_q = grad_score k, grad_k = grad_score' q.
 template <typename P, typename X>
-void attention_backward(const Attention &a, const X *qkv_TX, const float *norm_HT, const X *grad_TX, X *grad_qkv_TX) {
+void attention_backward(const Attention &a, const X *qkv_TX, const float *norm_HR, const X *grad_RX, X *grad_qkv_TX) {
     using E = typename P::Element;
-    const int64_t groups = (a.H + 7) / 8, width = a.H * a.d, T = a.offset_B1[a.B];
+    const int64_t groups = (a.H + 7) / 8, width = a.H * a.d, R = a.rows();
     const int64_t d = a.d, D = whole(d), DEPTH = P::DEPTH;
-#pragma omp parallel num_threads(threads_for(T *width))
+#pragma omp parallel num_threads(threads_for(a.offset_B1[a.B] * width))
     {
         const int64_t WS = whole(a.S);
         std::vector<E> elements(2 * a.S * d + 2 * d * WS + 3 * (a.S + 2) * D + 3 * QUERIES * WS);
@@ -315,7 +321,7 @@ void attention_backward(const Attention &a, const X *qkv_TX, const float *norm_H
         std::vector<uint8_t> bits(a.key.threshold ? a.S * WS : 0);
         E *next = elements.data();
         E *q_room = take(next, a.S * d), *g_room = take(next, a.S * d), *k_dW = take(next, d * WS), *v_dW = take(next, d * WS);
-        E *q_LD = take(next, (a.S + 2) * D), *k_LD = take(next, (a.S + 2) * D), *g_LD = take(next, (a.S + 2) * D);
+        E *q_QD = take(next, (a.S + 2) * D), *k_LD = take(next, (a.S + 2) * D), *g_QD = take(next, (a.S + 2) * D);
         E *along_room = take(next, QUERIES * WS), *across_room = take(next, QUERIES * WS), *used_room = next;
         float *free = floats.data();
         float *dq = take(free, a.S * D), *dk = take(free, a.S * D), *dv = take(free, a.S * D);
@@ -325,24 +331,25 @@ void attention_backward(const Attention &a, const X *qkv_TX, const float *norm_H
         for (int64_t b = 0; b < a.B; ++b) {
             for (int64_t group = 0; group < groups; ++group) {
                 const int64_t first = a.offset_B1[b], L = a.offset_B1[b + 1] - first, W = whole(L);
-                if (keep) keep_bits(L, W, group, a.token_T3 + 3 * first, a.key, keep);
+                const int64_t Q = a.queries(L), out_row = a.row(b);
+                if (keep) keep_bits(Q, W, group, a.token_T3 + 3 * first, a.key, keep);
                 for (int64_t h = 8 * group; h < std::min(a.H, 8 * group + 8); ++h) {
-                    const X *in = qkv_TX + first * 3 * width + h * d, *grad = grad_TX + first * width + h * d;
-                    const E *q_Ld = P::rows(in, 3 * width, L, d, q_room);
-                    const E *g_Ld = P::rows(grad, width, L, d, g_room);
+                    const X *in = qkv_TX + first * 3 * width + h * d, *grad = grad_RX + out_row * width + h * d;
+                    const E *q_Qd = P::rows(in, 3 * width, Q, d, q_room);
+                    const E *g_Qd = P::rows(grad, width, Q, d, g_room);
                     P::columns(in + width, 3 * width, L, d, W, k_dW);
                     P::columns(in + 2 * width, 3 * width, L, d, W, v_dW);
-                    P::beside(in, 3 * width, L, d, D, q_LD);
+                    P::beside(in, 3 * width, Q, d, D, q_QD);
                     P::beside(in + width, 3 * width, L, d, D, k_LD);
-                    P::beside(grad, width, L, d, D, g_LD);
-                    for (int64_t begin = 0; begin < L; begin += QUERIES) {
-                        const int64_t n = std::min(QUERIES, L - begin), row = d / DEPTH, sums = (n + DEPTH - 1) / DEPTH;
-                        const E *q_nD = q_LD + begin / DEPTH * D, *g_nD = g_LD + begin / DEPTH * D;
-                        Product<P>{n, W, row, q_Ld + begin * row, row, 1, k_dW, W, used, W, false}.compute();
-                        Product<P>{n, W, row, g_Ld + begin * row, row, 1, v_dW, W, ds, W, false}.compute();
+                    P::beside(grad, width, Q, d, D, g_QD);
+                    for (int64_t begin = 0; begin < Q; begin += QUERIES) {
+                        const int64_t n = std::min(QUERIES, Q - begin), row = d / DEPTH, sums = (n + DEPTH - 1) / DEPTH;
+                        const E *q_nD = q_QD + begin / DEPTH * D, *g_nD = g_QD + begin / DEPTH * D;
+                        Product<P>{n, W, row, q_Qd + begin * row, row, 1, k_dW, W, used, W, false}.compute();
+                        Product<P>{n, W, row, g_Qd + begin * row, row, 1, v_dW, W, ds, W, false}.compute();
                         for (int64_t i = 0; i < n; ++i) {
                             float *used_W = used + i * W, *ds_W = ds + i * W;
-                            const float norm = norm_HT[h * T + first + begin + i];
+                            const float norm = norm_HR[h * R + out_row + begin + i];
                             for (int64_t j = L; j < W; ++j) used_W[j] = -INFINITY;
                             Floats sum = {};
                             for (int64_t j = 0; j < W; j += LANES) {
@@ -370,7 +377,8 @@ void attention_backward(const Attention &a, const X *qkv_TX, const float *norm_H
                         Product<P>{L, D, sums, used_across, 1, W, g_nD, D, dv, D, begin > 0}.compute();
                     }
                     X *out = grad_qkv_TX + first * 3 * width + h * d;
-                    store_head(dq, L, d, D, 3 * width, out);
+                    store_head(dq, Q, d, D, 3 * width, out);
+                    for (int64_t i = Q; i < L; ++i) std::memset(out + i * 3 * width, 0, d * sizeof(X));
                     store_head(dk, L, d, D, 3 * width, out + width);
                     store_head(dv, L, d, D, 3 * width, out + 2 * width);
                 }
