@@ -19,6 +19,7 @@ from xsalt.batch import IGNORE
 from xsalt.data.batching import plan_batches
 from xsalt.data.dataset import Dataset
 from xsalt.logging import Progress
+from xsalt.memory import give_back_freed_memory, keep_freed_memory
 
 EVALUATION_TOKENS = 4096
 """Tokens in an evaluation batch: large enough for the matrix products, small enough for the attention's memory."""
@@ -38,11 +39,13 @@ def evaluation_mode(model: Any, precision: str, device: torch.device) -> Iterato
     """No dropout, no gradients, the precision asked for; the training mode is restored after."""
     was = model.training
     model.eval()
+    keep_freed_memory()
     try:
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             yield
     finally:
         model.train(was)
+        give_back_freed_memory()
 
 
 def classify(

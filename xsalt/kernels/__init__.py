@@ -1,6 +1,6 @@
 """Fused kernels behind one contract each: the definition in PyTorch, C++ for the CPU, Triton for CUDA.
 
-``embedding``, ``norm`` and ``attention`` pick the implementation by device and type. ``select("reference")`` turns all
+``embedding`` and ``layer`` pick the implementation by device and type. ``select("reference")`` turns all
 fast ones off (``xsalt-train kernels=reference``).
 """
 

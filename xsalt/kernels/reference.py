@@ -35,13 +35,6 @@ def dropout(x_TN: Tensor, key: SiteKey | None) -> Tensor:
     return x_TN * keep_hidden(key, x_TN.shape[-1]).to(x_TN.dtype) * key.scale
 
 
-def dropout_add_norm(
-    residual_TD: Tensor, y_TD: Tensor, gamma_D: Tensor, beta_D: Tensor, eps: float, key: SiteKey | None
-) -> Tensor:
-    """LayerNorm(residual + dropout(y))."""
-    return F.layer_norm(residual_TD + dropout(y_TD, key), (len(gamma_D),), gamma_D, beta_D, eps)
-
-
 def attention(qkv_TX: Tensor, layout: Layout, heads: int, key: SiteKey | None) -> Tensor:
     """dropout(softmax(q k' / sqrt(d))) v within each sequence: (T, 3 H d) -> (T, H d).
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xsalt.batch import Layout
-from xsalt.kernels.feedforward import gelu_linear
-from xsalt.kernels.norm import dropout_add_norm
-from xsalt.nn.attention import SelfAttention, filled_up
+from xsalt.kernels.layer import LayerCall, LayerWeights, encoder_layer, filled_up, takes
+from xsalt.nn.attention import SelfAttention
 from xsalt.nn.dropout import KeyedDropout
 from xsalt.protocols import FIRST
 
@@ -63,19 +63,27 @@ class EncoderLayer(nn.Module):
         ``first_only``: out come the states of the first token of each sequence alone, x_BD. Only attention reads
         tokens other than its own, so the rest is computed for those tokens alone.
         """
+        if takes(x_TD):
+            low = None if low_TD is x_TD else low_TD
+            out_RD, low_RD = encoder_layer(x_TD, low, self._weights(), self._call(layout, first_only))
+            return out_RD, out_RD if low_RD is None else low_RD
         rows = layout.first_B if first_only else None
-        attended_RD = self.attention(low_TD, layout, first_only=first_only)
-        x_RD = x_TD if rows is None else filled_up(x_TD.index_select(0, rows))
-        x_RD, low_RD = _add_norm(x_RD, attended_RD, self.attention_norm, self.attention_dropout, rows)
-        fed_RD = gelu_linear(self.ffn_in(low_RD), self.ffn_out.weight, self.ffn_out.bias)
-        return _add_norm(x_RD, fed_RD, self.ffn_norm, self.ffn_dropout, rows)
+        attended_RD = self.attention(x_TD, layout, first_only=first_only)
+        x_RD = x_TD if rows is None else x_TD.index_select(0, rows)
+        x_RD = self.attention_norm(x_RD + self.attention_dropout(attended_RD, rows))
+        fed_RD = self.ffn_out(F.gelu(self.ffn_in(x_RD)))
+        x_RD = self.ffn_norm(x_RD + self.ffn_dropout(fed_RD, rows))
+        return x_RD, x_RD
 
+    def _weights(self) -> LayerWeights:
+        parts = (self.attention.qkv, self.attention.out, self.attention_norm, self.ffn_in, self.ffn_out, self.ffn_norm)
+        return LayerWeights(*(tensor for part in parts for tensor in (part.weight, part.bias)))
 
-def _add_norm(
-    x_RD: Tensor, y_RD: Tensor, norm: nn.LayerNorm, dropout: KeyedDropout, rows: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    key = dropout.key if rows is None else dropout.key_of(rows)
-    return dropout_add_norm(x_RD, y_RD, norm.weight, norm.bias, norm.eps, key)
+    def _call(self, layout: Layout, first_only: bool) -> LayerCall:
+        dropouts = (self.attention_dropout, self.ffn_dropout)
+        keys = (dropout.key_of(layout.first_B) if first_only else dropout.key for dropout in dropouts)
+        eps, weights_key = self.ffn_norm.eps, self.attention.dropout.key
+        return LayerCall(layout, self.attention.heads, eps, first_only, weights_key, *keys)
 
 
 class Encoder(nn.Module):
@@ -109,7 +117,7 @@ class Encoder(nn.Module):
         narrow = last if first_only and last > 0 and last not in keep else None
         hidden = {0: x_TD} if 0 in wanted else {}
         T = len(x_TD)
-        x_TD = low_TD = filled_up(x_TD)
+        x_TD = low_TD = filled_up(x_TD) if takes(x_TD) else x_TD
         for number, layer in enumerate(self.layers[:last], start=1):
             if number == narrow:
                 x_BD, _ = layer(x_TD, low_TD, layout, first_only=True)

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from xsalt import kernels
 from xsalt.batch import Layout
+from xsalt.kernels import layer as module
 from xsalt.kernels.philox import SiteKey, token_keys
-from xsalt.nn import attention as module
 from xsalt.nn.dropout import KeyedDropout
 from xsalt.nn.encoder import Encoder, EncoderConfig
 from xsalt.protocols import FIRST

@@ -99,14 +99,15 @@ _SIGNATURES = {
     "xsalt_embed_forward": (POINTER(_Embed), c_int64, c_void_p),
     "xsalt_embed_backward": (POINTER(_Embed), c_int64, c_void_p, POINTER(_EmbedGrads)),
     "xsalt_distinct": (c_int64, c_int64, c_void_p, c_void_p, c_void_p),
-    "xsalt_norm_forward": (POINTER(_Norm), c_void_p, c_int64, c_void_p, c_void_p, c_void_p),
-    "xsalt_norm_backward": (POINTER(_Norm), c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_void_p),
+    "xsalt_norm_forward": (POINTER(_Norm), c_void_p, c_int64, *(c_void_p,) * 4),
+    "xsalt_norm_backward": (POINTER(_Norm), *(c_void_p,) * 3, c_int64, *(c_void_p,) * 4),
     "xsalt_attention_forward": (POINTER(_Attention), c_int64, c_void_p, c_void_p, c_void_p),
     "xsalt_attention_backward": (POINTER(_Attention), c_int64, c_void_p, c_void_p, c_void_p, c_void_p),
-    "xsalt_gelu_forward": (c_int64, c_int64, c_void_p, c_void_p),
-    "xsalt_gelu_backward": (c_int64, c_int64, c_void_p, c_void_p, c_void_p),
+    "xsalt_gelu_forward": (c_int64, c_int64, c_int64, *(c_void_p,) * 3),
+    "xsalt_gelu_backward": (c_int64, c_int64, c_int64, *(c_void_p,) * 4),
     "xsalt_adamw": (c_int64, c_void_p, c_void_p, POINTER(_Adam)),
     "xsalt_sum_of_squares": (c_int64, c_void_p),
+    "xsalt_column_sums": (c_int64, c_int64, c_int64, c_void_p, c_void_p),
     "xsalt_mask": (c_int64, c_int64, c_int64, c_void_p, _Key, c_void_p),
 }
 _RETURNS = {"xsalt_distinct": c_int64, "xsalt_sum_of_squares": c_double}
@@ -265,52 +266,66 @@ def distinct(id_N: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     return distinct_U[:count], place_N
 
 
-def norm_forward(
-    residual_TD: Tensor, y_TD: Tensor, gamma_D: Tensor, beta_D: Tensor, eps: float, key: SiteKey | None, low: bool
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
-    """LayerNorm(residual + dropout(y)): out_TD, the same in bfloat16 (``low``) or None, sum_TD, mean_T, rstd_T."""
-    T, D = y_TD.shape
-    sum_TD, out_TD = torch.empty_like(residual_TD), torch.empty_like(residual_TD)
-    out16_TD = torch.empty(T, D, dtype=torch.bfloat16) if low else None
-    mean_T, rstd_T = torch.empty(T), torch.empty(T)
-    arguments = _Norm(
-        T, D, _at(gamma_D), _at(beta_D), eps, _token(key), _keyed(key), _key(key), _at(sum_TD), _at(mean_T), _at(rstd_T)
-    )
-    _lib().xsalt_norm_forward(
-        ctypes.byref(arguments), _at(residual_TD), _type(y_TD), _at(y_TD), _at(out_TD), _at(out16_TD)
-    )
-    return out_TD, out16_TD, sum_TD, mean_T, rstd_T
+def uninitialised(*wanted: tuple[int, int, torch.dtype]) -> list[Tensor]:
+    """Matrices of these numbers of rows and columns in one allocation: the allocator is slow at many large ones."""
+    starts, size = [], 0
+    for rows, columns, dtype in wanted:
+        starts.append(size)
+        size += -(-rows * columns * dtype.itemsize // 64) * 64
+    memory = torch.empty(size, dtype=torch.uint8)
+    return [
+        memory[start : start + rows * columns * dtype.itemsize].view(dtype).view(rows, columns)
+        for start, (rows, columns, dtype) in zip(starts, wanted, strict=True)
+    ]
 
 
-def norm_backward(
-    grad_TD: Tensor | None,
-    grad16_TD: Tensor | None,
-    sum_TD: Tensor,
-    mean_T: Tensor,
-    rstd_T: Tensor,
-    gamma_D: Tensor,
-    eps: float,
-    key: SiteKey | None,
-    y_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of residual, y, gamma and beta from those of the two outputs, either of which may be None."""
-    T, D = sum_TD.shape
-    grad_residual_TD, grad_y_TD = torch.empty_like(sum_TD), torch.empty(T, D, dtype=y_dtype)
-    grad_gamma_D, grad_beta_D = torch.zeros(D), torch.zeros(D)
-    arguments = _Norm(
-        T, D, _at(gamma_D), None, eps, _token(key), _keyed(key), _key(key), _at(sum_TD), _at(mean_T), _at(rstd_T)
-    )
-    _lib().xsalt_norm_backward(
-        ctypes.byref(arguments),
-        _at(grad_TD),
-        _at(grad16_TD),
-        _at(grad_residual_TD),
-        _type(grad_y_TD),
-        _at(grad_y_TD),
-        _at(grad_gamma_D),
-        _at(grad_beta_D),
-    )
-    return grad_residual_TD, grad_y_TD, grad_gamma_D, grad_beta_D
+class NormCall:
+    """LayerNorm(residual + dropout(y + bias)) of R rows: the arguments that both passes share.
+
+    ``sum_RD``, ``moments_2R`` (float32): what the forward pass leaves there for the backward pass.
+    """
+
+    def __init__(
+        self, gamma_D: Tensor, beta_D: Tensor, eps: float, key: SiteKey | None, sum_RD: Tensor, moments_2R: Tensor
+    ) -> None:
+        self.alive = (gamma_D, beta_D, key, sum_RD, moments_2R)  # the arguments point into them
+        R, D = sum_RD.shape
+        keyed = (_token(key), _keyed(key), _key(key))
+        places = (_at(sum_RD), _at(moments_2R), _at(moments_2R[1]))
+        self.arguments = _Norm(R, D, _at(gamma_D), _at(beta_D), eps, *keyed, *places)
+
+    def forward(
+        self, residual_RD: Tensor, y_RD: Tensor, bias_D: Tensor, out_RD: Tensor, out16_RD: Tensor | None
+    ) -> None:
+        """Fills ``out_RD`` (float32) and, in bfloat16, ``out16_RD``."""
+        y = (_type(y_RD), _at(y_RD), _at(bias_D))
+        _lib().xsalt_norm_forward(ctypes.byref(self.arguments), _at(residual_RD), *y, _at(out_RD), _at(out16_RD))
+
+    def backward(
+        self, grad_RD: Tensor | None, grad16_RD: Tensor | None, grad_residual_RD: Tensor, grad_y_RD: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Fills the gradients of residual and y from those of the two outputs, either of which may be None.
+
+        Returns the gradients of gamma, beta and the bias.
+        """
+        gamma_D, beta_D, bias_D = grads = torch.zeros(3, self.arguments.D).unbind(0)
+        _lib().xsalt_norm_backward(
+            ctypes.byref(self.arguments),
+            _at(grad_RD),
+            _at(grad16_RD),
+            _at(grad_residual_RD),
+            _type(grad_y_RD),
+            _at(grad_y_RD),
+            *(_at(grad) for grad in grads),
+        )
+        return gamma_D, beta_D, bias_D
+
+
+def column_sums(x_TF: Tensor) -> Tensor:
+    """The sum of the rows, float32: the gradient of a bias."""
+    sum_F = torch.empty(x_TF.shape[1])
+    _lib().xsalt_column_sums(*x_TF.shape, _type(x_TF), _at(x_TF), _at(sum_F))
+    return sum_F
 
 
 class AttentionCall:
@@ -334,41 +349,33 @@ class AttentionCall:
         self.first_only = first_only
         self.arguments = _Attention(*sizes, _at(offset_B1), head_width**-0.5, _token(key), _key(key), first_only)
 
-    def forward(self, qkv_TX: Tensor) -> tuple[Tensor, Tensor]:
-        """The context, (T or B, H * d), and the logarithm of each softmax's denominator, (H, tokens or B) float32."""
-        rows = used = self.arguments.B
-        if not self.first_only:
-            rows, used = len(qkv_TX), self.tokens
-        context_RX = qkv_TX.new_empty(rows, qkv_TX.shape[1] // 3)
+    def forward(self, qkv_TX: Tensor, context_RX: Tensor, norm_HR: Tensor) -> None:
+        """Fills the context, (T or B, H * d), and the logarithm of each softmax's denominator, float32.
+
+        ``norm_HR``: (H, tokens or B).
+        """
+        used = self.arguments.B if self.first_only else self.tokens
         context_RX[used:] = 0
-        norm_HR = torch.empty(self.arguments.H, used)
         _lib().xsalt_attention_forward(
             ctypes.byref(self.arguments), _type(qkv_TX), _at(qkv_TX), _at(context_RX), _at(norm_HR)
         )
-        return context_RX, norm_HR
 
-    def backward(self, qkv_TX: Tensor, norm_HR: Tensor, grad_RX: Tensor) -> Tensor:
-        """The gradient of ``qkv_TX`` from that of the context."""
-        grad_qkv_TX = torch.empty_like(qkv_TX)
+    def backward(self, qkv_TX: Tensor, norm_HR: Tensor, grad_RX: Tensor, grad_qkv_TX: Tensor) -> None:
+        """Fills the gradient of ``qkv_TX`` from that of the context."""
         grad_qkv_TX[self.tokens :] = 0
         _lib().xsalt_attention_backward(
             ctypes.byref(self.arguments), _type(qkv_TX), _at(qkv_TX), _at(norm_HR), _at(grad_RX), _at(grad_qkv_TX)
         )
-        return grad_qkv_TX
 
 
-def gelu(x: Tensor) -> Tensor:
-    """x * Phi(x), for a contiguous tensor of any shape."""
-    out = torch.empty_like(x)
-    _lib().xsalt_gelu_forward(x.numel(), _type(x), _at(x), _at(out))
-    return out
+def gelu(x_TF: Tensor, bias_F: Tensor, out_TF: Tensor) -> None:
+    """``out_TF`` = z * Phi(z) of z = x + bias."""
+    _lib().xsalt_gelu_forward(*x_TF.shape, _type(x_TF), _at(x_TF), _at(bias_F), _at(out_TF))
 
 
-def gelu_backward_(x: Tensor, grad: Tensor) -> Tensor:
-    """Makes the gradient of gelu(x) that of x in place, and returns gelu(x)."""
-    out = torch.empty_like(x)
-    _lib().xsalt_gelu_backward(x.numel(), _type(x), _at(x), _at(grad), _at(out))
-    return out
+def gelu_backward(x_TF: Tensor, bias_F: Tensor, grad_TF: Tensor, out_TF: Tensor) -> None:
+    """Makes ``grad_TF``, the gradient of gelu(x + bias), that of x in place; ``out_TF`` = gelu(x + bias)."""
+    _lib().xsalt_gelu_backward(*x_TF.shape, _type(x_TF), _at(x_TF), _at(bias_F), _at(grad_TF), _at(out_TF))
 
 
 def _run(tensor: Tensor) -> Tensor:

@@ -22,31 +22,31 @@ inline Normal normal(Floats x) {
     return {x < 0.0f ? tail : 1.0f - tail, bell * 0.39894228f};
 }
 
-// Calls f with vectors of x and the place of each. The last one may be shorter: it is filled up with zeros.
+// Calls f with vectors of columns: the place in x_TF, the column and how many. The last of a row may be shorter.
 template <typename F>
-inline void in_vectors(int64_t N, F &&f) {
-    const int64_t chunk = 4096;
-#pragma omp parallel for schedule(static) num_threads(threads_for(N))
-    for (int64_t begin = 0; begin < N; begin += chunk)
-        for (int64_t i = begin; i < std::min(N, begin + chunk); i += LANES) f(i, std::min<int64_t>(LANES, N - i));
+inline void in_vectors(int64_t T, int64_t width, F &&f) {
+#pragma omp parallel for schedule(static) num_threads(threads_for(T *width))
+    for (int64_t t = 0; t < T; ++t)
+        for (int64_t i = 0; i < width; i += LANES) f(t * width + i, i, std::min<int64_t>(LANES, width - i));
 }
 
+// out = gelu(x + bias)
 template <typename X>
-void gelu_forward(int64_t N, const X *x_N, X *out_N) {
-    in_vectors(N, [=](int64_t i, int64_t count) {
-        const Floats x = loaded(x_N + i, count);
-        store(out_N + i, x * normal(x).below, count);
+void gelu_forward(int64_t T, int64_t F, const X *x_TF, const float *bias_F, X *out_TF) {
+    in_vectors(T, F, [=](int64_t at, int64_t f, int64_t count) {
+        const Floats x = loaded(x_TF + at, count) + loaded(bias_F + f, count);
+        store(out_TF + at, x * normal(x).below, count);
     });
 }
 
-// grad_N: in the gradient of the output, out that of x. out_N: the output, computed again.
+// grad_TF: in the gradient of the output, out that of x. out_TF: the output, computed again.
 template <typename X>
-void gelu_backward(int64_t N, const X *x_N, X *grad_N, X *out_N) {
-    in_vectors(N, [=](int64_t i, int64_t count) {
-        const Floats x = loaded(x_N + i, count);
+void gelu_backward(int64_t T, int64_t F, const X *x_TF, const float *bias_F, X *grad_TF, X *out_TF) {
+    in_vectors(T, F, [=](int64_t at, int64_t f, int64_t count) {
+        const Floats x = loaded(x_TF + at, count) + loaded(bias_F + f, count);
         const Normal phi = normal(x);
-        store(out_N + i, x * phi.below, count);
-        store(grad_N + i, loaded(grad_N + i, count) * (phi.below + x * phi.density), count);
+        store(out_TF + at, x * phi.below, count);
+        store(grad_TF + at, loaded(grad_TF + at, count) * (phi.below + x * phi.density), count);
     });
 }
 

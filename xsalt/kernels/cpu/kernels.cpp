@@ -8,6 +8,7 @@
 
 #include "adamw.h"
 #include "attention.h"
+#include "columns.h"
 #include "embedding.h"
 #include "gelu.h"
 #include "norm.h"
@@ -94,25 +95,25 @@ struct NormArgs {
 };
 
 EXPORT void xsalt_norm_forward(const NormArgs *a, const float *residual_TD, int64_t y_type, const void *y_TD,
-                               float *out_TD, bf16 *out16_TD) {
+                               const float *bias_D, float *out_TD, bf16 *out16_TD) {
     if (y_type) {
-        norm_forward(a->T, a->D, residual_TD, static_cast<const bf16 *>(y_TD), a->gamma_D, a->beta_D, a->eps,
+        norm_forward(a->T, a->D, residual_TD, static_cast<const bf16 *>(y_TD), bias_D, a->gamma_D, a->beta_D, a->eps,
                      a->token_T3, a->keyed, a->key, a->sum_TD, out_TD, out16_TD, a->mean_T, a->rstd_T);
     } else {
-        norm_forward(a->T, a->D, residual_TD, static_cast<const float *>(y_TD), a->gamma_D, a->beta_D, a->eps,
+        norm_forward(a->T, a->D, residual_TD, static_cast<const float *>(y_TD), bias_D, a->gamma_D, a->beta_D, a->eps,
                      a->token_T3, a->keyed, a->key, a->sum_TD, out_TD, out16_TD, a->mean_T, a->rstd_T);
     }
 }
 
 EXPORT void xsalt_norm_backward(const NormArgs *a, const float *grad_TD, const bf16 *grad16_TD,
                                 float *grad_residual_TD, int64_t y_type, void *grad_y_TD, float *grad_gamma_D,
-                                float *grad_beta_D) {
+                                float *grad_beta_D, float *grad_bias_D) {
     if (y_type) {
         norm_backward(a->T, a->D, a->sum_TD, a->gamma_D, a->mean_T, a->rstd_T, a->token_T3, a->keyed, a->key, grad_TD, grad16_TD,
-                      grad_residual_TD, static_cast<bf16 *>(grad_y_TD), grad_gamma_D, grad_beta_D);
+                      grad_residual_TD, static_cast<bf16 *>(grad_y_TD), grad_gamma_D, grad_beta_D, grad_bias_D);
     } else {
         norm_backward(a->T, a->D, a->sum_TD, a->gamma_D, a->mean_T, a->rstd_T, a->token_T3, a->keyed, a->key, grad_TD, grad16_TD,
-                      grad_residual_TD, static_cast<float *>(grad_y_TD), grad_gamma_D, grad_beta_D);
+                      grad_residual_TD, static_cast<float *>(grad_y_TD), grad_gamma_D, grad_beta_D, grad_bias_D);
     }
 }
 
@@ -149,20 +150,25 @@ EXPORT void xsalt_attention_backward(const Attention *a, int64_t type, const voi
     });
 }
 
-EXPORT void xsalt_gelu_forward(int64_t N, int64_t type, const void *x_N, void *out_N) {
+EXPORT void xsalt_gelu_forward(int64_t T, int64_t F, int64_t type, const void *x_TF, const float *bias_F, void *out_TF) {
     if (type) {
-        gelu_forward(N, static_cast<const bf16 *>(x_N), static_cast<bf16 *>(out_N));
+        gelu_forward(T, F, static_cast<const bf16 *>(x_TF), bias_F, static_cast<bf16 *>(out_TF));
     } else {
-        gelu_forward(N, static_cast<const float *>(x_N), static_cast<float *>(out_N));
+        gelu_forward(T, F, static_cast<const float *>(x_TF), bias_F, static_cast<float *>(out_TF));
     }
 }
 
-EXPORT void xsalt_gelu_backward(int64_t N, int64_t type, const void *x_N, void *grad_N, void *out_N) {
+EXPORT void xsalt_gelu_backward(int64_t T, int64_t F, int64_t type, const void *x_TF, const float *bias_F, void *grad_TF,
+                                void *out_TF) {
     if (type) {
-        gelu_backward(N, static_cast<const bf16 *>(x_N), static_cast<bf16 *>(grad_N), static_cast<bf16 *>(out_N));
+        gelu_backward(T, F, static_cast<const bf16 *>(x_TF), bias_F, static_cast<bf16 *>(grad_TF), static_cast<bf16 *>(out_TF));
     } else {
-        gelu_backward(N, static_cast<const float *>(x_N), static_cast<float *>(grad_N), static_cast<float *>(out_N));
+        gelu_backward(T, F, static_cast<const float *>(x_TF), bias_F, static_cast<float *>(grad_TF), static_cast<float *>(out_TF));
     }
+}
+
+EXPORT void xsalt_column_sums(int64_t T, int64_t F, int64_t type, const void *x_TF, float *sum_F) {
+    type ? column_sums(T, F, static_cast<const bf16 *>(x_TF), sum_F) : column_sums(T, F, static_cast<const float *>(x_TF), sum_F);
 }
 
 // The masks alone: keep_TD[t, i] is 1 where element i of token t is kept (heads != 0: attention of that many heads, D

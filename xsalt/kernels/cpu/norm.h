@@ -17,14 +17,14 @@ inline void moments(const float *x_D, int64_t D, float eps, float *mean, float *
     *rstd = 1.0f / std::sqrt(squares / static_cast<float>(D) + eps);
 }
 
-// Rows from `keyed` on are filled up ones, see nn/encoder.py: what is dropped there does not matter.
+// Rows from `keyed` on are filled up ones, see layer.py: what is dropped there does not matter.
 inline const uint32_t *token_of(int64_t t, int64_t keyed, const uint32_t *token_T3) {
     return token_T3 + 3 * std::min(t, keyed - 1);
 }
 
-// sum = residual + dropout(y); out = LayerNorm(sum), in float32 and, if asked for, bfloat16 for the next product.
+// sum = residual + dropout(y + bias); out = LayerNorm(sum), in float32 and, if asked for, bfloat16 for the next product.
 template <typename Y>
-void norm_forward(int64_t T, int64_t D, const float *residual_TD, const Y *y_TD, const float *gamma_D,
+void norm_forward(int64_t T, int64_t D, const float *residual_TD, const Y *y_TD, const float *bias_D, const float *gamma_D,
                   const float *beta_D, float eps, const uint32_t *token_T3, int64_t keyed, Key key, float *sum_TD, float *out_TD,
                   bf16 *out16_TD, float *mean_T, float *rstd_T) {
 #pragma omp parallel num_threads(threads_for(T *D))
@@ -37,7 +37,7 @@ void norm_forward(int64_t T, int64_t D, const float *residual_TD, const Y *y_TD,
             const Y *y = y_TD + t * D;
             float *sum = sum_TD + t * D, *out = out_TD + t * D;
 #pragma omp simd
-            for (int64_t d = 0; d < D; ++d) sum[d] = residual[d] + to_float(y[d]) * f_D[d];
+            for (int64_t d = 0; d < D; ++d) sum[d] = residual[d] + (to_float(y[d]) + bias_D[d]) * f_D[d];
             moments(sum, D, eps, &mean_T[t], &rstd_T[t]);
             const float m = mean_T[t], s = rstd_T[t];
 #pragma omp simd
@@ -53,19 +53,18 @@ void norm_forward(int64_t T, int64_t D, const float *residual_TD, const Y *y_TD,
 
 // Sums over tokens are made in blocks of so many tokens, which are then added in order: the same for any threads.
 constexpr int64_t BLOCK = 32;
-
 template <typename Y>
 void norm_backward(int64_t T, int64_t D, const float *sum_TD, const float *gamma_D, const float *mean_T,
                    const float *rstd_T, const uint32_t *token_T3, int64_t keyed, Key key, const float *grad_TD, const bf16 *grad16_TD,
-                   float *grad_residual_TD, Y *grad_y_TD, float *grad_gamma_D, float *grad_beta_D) {
+                   float *grad_residual_TD, Y *grad_y_TD, float *grad_gamma_D, float *grad_beta_D, float *grad_bias_D) {
     const int64_t blocks = (T + BLOCK - 1) / BLOCK;
-    std::vector<float> parts(2 * blocks * D, 0.0f);
+    std::vector<float> parts(3 * blocks * D, 0.0f);
 #pragma omp parallel num_threads(threads_for(T *D))
     {
         std::vector<float> factor(whole(D), 1.0f), g(D);
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < blocks; ++block) {
-            float *gamma_part = parts.data() + 2 * block * D, *beta_part = gamma_part + D;
+            float *gamma_part = parts.data() + 3 * block * D, *beta_part = gamma_part + D, *bias_part = beta_part + D;
             for (int64_t t = block * BLOCK; t < std::min(T, (block + 1) * BLOCK); ++t) {
                 if (key.threshold) dropout_factors(0, D, token_of(t, keyed, token_T3), key, factor.data());
                 const float m = mean_T[t], s = rstd_T[t];
@@ -96,15 +95,17 @@ void norm_backward(int64_t T, int64_t D, const float *sum_TD, const float *gamma
                     float value = s * (g_D[d] * gamma_D[d] - sum - (x[d] - m) * s * product);
                     dx[d] = value;
                     store(dy + d, value * f_D[d]);
+                    bias_part[d] += value * f_D[d];
                 }
             }
         }
     }
     for (int64_t block = 0; block < blocks; ++block) {
-        const float *part = parts.data() + 2 * block * D;
+        const float *part = parts.data() + 3 * block * D;
         for (int64_t d = 0; d < D; ++d) {
             grad_gamma_D[d] += part[d];
             grad_beta_D[d] += part[D + d];
+            grad_bias_D[d] += part[2 * D + d];
         }
     }
 }
