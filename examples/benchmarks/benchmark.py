@@ -192,6 +192,7 @@ def contest(
     losses = compare_losses(workers, same, options.loss_steps)
     for name, extra in more.items():
         workers[name] = Worker("ours.py", {"words": [*words, *extra]}, options.threads)
+        workers[name](do="skip", updates=options.loss_steps)
     slow = ("Trainer bf16", "loop by hand, compiled")
     many = {name: max(2, updates // 2) if name in slow else updates for name in workers}
     results = in_turn(workers, many, options.rounds, warm_up=3)

@@ -79,6 +79,12 @@ class Ours:
             if isinstance(module, KeyedDropout):
                 module.p, module.threshold = p, round(p * 65536)
 
+    def skip(self, updates: int) -> None:
+        """Leaves out the next updates, so that what follows is of the same batches as a run that trained them."""
+        self.state.update += updates
+        self.state.in_epoch += updates
+        assert self.state.in_epoch < len(self.trainer.plan(0))
+
     def train(self, updates: int) -> dict[str, Any]:
         """So many updates more: seconds, tokens, pairs and the loss of each update."""
         log = self.trainer.folder / "metrics.jsonl"
@@ -165,6 +171,6 @@ def dump_dataset(file: str, dataset: Dataset, **more: np.ndarray) -> None:
 
 if __name__ == "__main__":
     ours = Ours(**json.loads(sys.argv[1]))
-    names = ("dump", "dropout", "train", "read", "evaluate", "augment", "facts")
+    names = ("dump", "dropout", "skip", "train", "read", "evaluate", "augment", "facts")
     Path(ours.trainer.folder).mkdir(exist_ok=True)
     serve({name: getattr(ours, name) for name in names})
