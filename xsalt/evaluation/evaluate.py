@@ -18,6 +18,7 @@ from xsalt import __version__
 from xsalt.batch import IGNORE
 from xsalt.data.batching import plan_batches
 from xsalt.data.dataset import Dataset
+from xsalt.kernels.layer import weights_stay
 from xsalt.logging import Progress
 from xsalt.memory import give_back_freed_memory, keep_freed_memory
 
@@ -41,7 +42,8 @@ def evaluation_mode(model: Any, precision: str, device: torch.device) -> Iterato
     model.eval()
     keep_freed_memory()
     try:
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+        with torch.inference_mode(), weights_stay(), autocast:
             yield
     finally:
         model.train(was)

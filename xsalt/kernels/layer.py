@@ -8,6 +8,8 @@ feed-forward layer, H heads, X = 3 D.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -67,6 +69,29 @@ class LayerCall:
         return cpu.AttentionCall(layout.offset_B1, self.heads, layout.longest, d, self.weights_key, self.first_only)
 
 
+_cast: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] | None = None
+
+
+@contextmanager
+def weights_stay() -> Iterator[None]:
+    """Inside, nothing changes weights: they are cast to bfloat16 once, and laid out as the products of the forward pass
+    like them, which are some 4 % faster for it."""
+    global _cast
+    before, _cast = _cast, {} if _cast is None else _cast
+    try:
+        yield
+    finally:
+        _cast = before
+
+
+def _as(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    if _cast is None or matrix.dtype == dtype:
+        return matrix.to(dtype)
+    if (id(matrix), dtype) not in _cast:
+        _cast[id(matrix), dtype] = (matrix, matrix.t().to(dtype).contiguous().t())  # holds it, so that the id stays its
+    return _cast[id(matrix), dtype][1]
+
+
 def takes(x_TD: Tensor) -> bool:
     """Whether ``encoder_layer`` computes layers with such an input now."""
     autocast = torch.is_autocast_enabled("cpu")
@@ -106,7 +131,7 @@ class _EncoderLayer(torch.autograd.Function):
         (T, D), F, B = x_TD.shape, len(w.ffn_in), call.layout.size
         R = -(-B // FILLED_TO) * FILLED_TO if call.first_only else T
         low = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
-        qkv, out, ffn_in, ffn_out = (matrix.to(low) for matrix in (w.qkv, w.out, w.ffn_in, w.ffn_out))
+        qkv, out, ffn_in, ffn_out = (_as(matrix, low) for matrix in (w.qkv, w.out, w.ffn_in, w.ffn_out))
         input_TD = x_TD.to(low) if low_TD is None else low_TD.contiguous()
         wide = torch.float32
         qkv_TX, context_RD, inner_RD, hidden_RF, sum1_RD, sum2_RD, moments_4R, norm_HR = cpu.uninitialised(

@@ -14,7 +14,7 @@ from torch import Tensor
 from xsalt import kernels
 from xsalt.batch import Layout
 from xsalt.kernels import cpu, reference
-from xsalt.kernels.layer import LayerCall, LayerWeights, encoder_layer, filled_up, takes
+from xsalt.kernels.layer import LayerCall, LayerWeights, encoder_layer, filled_up, takes, weights_stay
 from xsalt.kernels.philox import SiteKey, token_keys
 
 pytestmark = pytest.mark.skipif(cpu.library()[0] is None, reason=f"kernels for the CPU: {cpu.library()[1]}")
@@ -273,3 +273,17 @@ def test_other_types_and_the_reference_go_operator_by_operator() -> None:
         assert not takes(x_TD)
     kernels.select("reference")
     assert not takes(x_TD)
+
+
+def test_weights_that_stay_are_cast_once_and_compute_the_same() -> None:
+    x_TD, weights, call = layer_inputs((9, 20), 32, 64)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        out, _ = encoder_layer(x_TD, None, weights, call)
+        with weights_stay():
+            first, _ = encoder_layer(x_TD, None, weights, call)
+            weights.ffn_out.zero_()  # which is forbidden, and shows that nothing is cast again
+            again, _ = encoder_layer(x_TD, None, weights, call)
+        after, _ = encoder_layer(x_TD, None, weights, call)
+    near(first, out, 2e-2)
+    assert torch.equal(first, again)
+    assert not torch.allclose(after, first, atol=0.1)
