@@ -5,6 +5,7 @@ Shapes in names: B sequences, T packed tokens of all sequences one after the oth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -15,6 +16,8 @@ from torch import Tensor
 
 IGNORE = -100
 """A label that no criterion counts."""
+MASKED_VIEW = 1024
+"""Added to the view of a sequence's masked copy, so that a copy draws other random numbers than its original."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ class Batch:
         mix: what embedding mixup reads, if any.
         mlm: what a masked-language criterion predicts, if any.
         epoch, seed: keys of everything random.
+        progress: epochs done when the batch is drawn, 1.25 for instance: what a curriculum goes by.
     """
 
     ids_T: Tensor
@@ -128,6 +132,7 @@ class Batch:
     source_ids_T: Tensor
     seed: int = 0
     epoch: int = 0
+    progress: float = 0.0
     mix: Mix | None = None
     mlm: MLMTargets | None = None
     log: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -148,3 +153,35 @@ class Batch:
             *(t.to(device) for t in (self.mlm.position_N, self.mlm.id_N, self.mlm.language_N))
         )
         return replace(self, **moved, layout=layout, mix=mix, mlm=mlm)
+
+
+OF_SEQUENCES = ("uid_B", "view_B", "label_B")
+OF_TOKENS = ("ids_T", "type_T", "language_T", "special_T", "corpus_T", "source_ids_T")
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """One batch of the sequences of all, in order. They must know the same languages, seed and epoch, and predict
+    nothing yet (``mlm``). Where only some are mixed, the others get a mix that changes nothing."""
+    first = batches[0]
+    if len(batches) == 1:
+        return first
+    fields = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in (*OF_SEQUENCES, *OF_TOKENS)}
+    log: dict[str, tuple[float, float]] = {}
+    for batch in batches:
+        for name, (value, count) in batch.log.items():
+            before = log.get(name, (0.0, 0.0))
+            log[name] = (before[0] + value, before[1] + count)
+    layout = Layout(np.concatenate([batch.layout.lengths_B for batch in batches]), first.layout.device)
+    return first.with_(**fields, layout=layout, log=log, mix=_join_mixes(batches))
+
+
+def _join_mixes(batches: Sequence[Batch]) -> Mix | None:
+    known = next((batch.mix for batch in batches if batch.mix is not None), None)
+    if known is None:
+        return None
+    others, numbers = [], []
+    for batch in batches:
+        rows = len(batch.ids_T) if known.by_token else batch.layout.size
+        others.append(batch.ids_T if batch.mix is None else batch.mix.other_ids_T)
+        numbers.append(known.r.new_ones(rows, known.r.shape[1]) if batch.mix is None else batch.mix.r)
+    return Mix(torch.cat(others), torch.cat(numbers), known.by_token)

@@ -17,6 +17,14 @@ BUILT_INS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "criterion": {
         "cross_entropy": ("xsalt.criterions.cross_entropy:CrossEntropy", "cross-entropy of the task's labels"),
+        "consistency": (
+            "xsalt.criterions.consistency:Consistency",
+            "symmetric KL divergence between the views of an example",
+        ),
+        "masked_lm": (
+            "xsalt.criterions.masked_lm:MaskedLM",
+            "masked language modelling over the whole vocabulary",
+        ),
         "target_language_mlm": (
             "xsalt.criterions.target_language_mlm:TargetLanguageMLM",
             "masked language modelling over the vocabulary of one language",

@@ -141,6 +141,7 @@ class TrainConfig:
     )
     init_from: str | None = key(None, "run or checkpoint whose weights are taken at the start", path=True)
     init_parts: list[str] = key(["encoder"], "parts taken from init_from: encoder, classifier, mlm_head")
+    freeze: list[str] = key([], "parts that are not trained: embeddings, encoder, classifier, mlm_head")
     dry_run: bool = key(False, "check everything, run one update, write nothing", hashed=False)
     profile: bool = key(False, "write a trace of five updates and a table of operators to RUN/profile", hashed=False)
     log_every: int = key(10, "updates between logged lines", at_least=1, hashed=False)
@@ -157,6 +158,7 @@ class TrainConfig:
         if not self.source:
             raise UserError("source: no source language, write source=en")
         check_value("init_parts", self.init_parts, ("encoder", "classifier", "mlm_head"))
+        check_value("freeze", self.freeze, ("embeddings", "encoder", "classifier", "mlm_head"))
 
     @property
     def epoch_limit(self) -> int | None:

@@ -73,7 +73,7 @@ class RunLog:
         for name, value in values.items():
             tag = name if "/" in name else f"train/{name}"
             self._board.add_scalar(tag, value, update)
-            row[name.rpartition("/")[2] if name.startswith("augment/") else name] = round(value, 8)
+            row[name.removeprefix("augment/")] = round(value, 8)
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
 

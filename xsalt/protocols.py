@@ -56,7 +56,7 @@ class Model(Protocol):
     def encode(self, x_TD: Tensor, layout: Layout, keep: Sequence[int] = (), last: int | None = None) -> Hidden:
         """Layers in ``keep`` and what ``classify`` reads; ``last`` stops after an earlier layer (None: run all)."""
 
-    def weight_products(self, layout: Layout, keep: Sequence[int] = ()) -> int:
+    def weight_products(self, layout: Layout, keep: Sequence[int] = (), last: int | None = None) -> int:
         """Products of a weight and a number of a state in the matrix products of ``encode``: what MFU counts."""
 
     def classify(self, hidden: Hidden, layout: Layout) -> Tensor:

@@ -74,6 +74,57 @@ def test_it_trains_and_evaluates_every_language(
         assert any(name.startswith("mlm_head") for name in before)
 
 
+@pytest.mark.parametrize(
+    ("criterion", "augmenter", "more"),
+    [
+        ("cross_entropy,consistency", "codeswitch", ["augmenter.codeswitch.clean=true"]),
+        (
+            "cross_entropy,consistency,target_language_mlm",
+            "codeswitch,mixup",
+            ["augmenter.codeswitch.clean=true", "augmenter.codeswitch.views=2", "augmenter.mixup.alpha=0.4"],
+        ),
+        ("cross_entropy,masked_lm", "mixup", ["augmenter.mixup.views=2", "augmenter.mixup.language_by=token"]),
+        ("masked_lm", "codeswitch", ["augmenter.codeswitch.sampling=nearest", "augmenter.codeswitch.segments=alike"]),
+        ("cross_entropy", "codeswitch", ["augmenter.codeswitch.ratio_epochs=1"]),
+    ],
+)
+def test_views_and_their_criterions_go_together(
+    criterion: str, augmenter: str, more: list[str], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = run("xnli", folders["xnli"], tmp_path / "run", "--augmenter", augmenter, "--criterion", criterion, *more)
+    losses = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(value) for row in losses for value in row.values())
+    for name in criterion.split(","):
+        assert ("loss" if name == criterion else f"{name}_loss") in losses[0]
+    assert losses[-1]["switch_rate"] > 0
+    assert any(name.startswith("switch_rate/") for name in losses[-1])
+
+
+def test_frozen_parts_stay_as_they_are_and_others_learn(folders: dict[str, Path], tmp_path: Path) -> None:
+    keys = ["--criterion", "target_language_mlm", "model.mlm_layer=1"]
+    frozen = [*keys, "freeze=embeddings,encoder", "optim.weight_decay=0.1"]
+    before = weights(run("xnli", folders["xnli"], tmp_path / "one", *frozen, "max_updates=1"))
+    after = weights(run("xnli", folders["xnli"], tmp_path / "two", *frozen))
+    free = weights(run("xnli", folders["xnli"], tmp_path / "free", *keys))
+    for name, value in before.items():
+        parts = [np.array_equal(value, other[name]) for other in (after, free)]
+        if name.startswith(("embeddings", "encoder.layers.0")):
+            assert parts == [True, False], name
+        elif name.startswith("mlm_head.dense"):
+            assert parts == [False, False], name
+        elif name.startswith("encoder.layers.1"):  # above the layer that is read: neither computed nor trained
+            assert parts == [True, True], name
+
+
+def test_freezing_what_is_not_there_or_everything_is_an_error(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = ["--task", "xnli", f"data.root={folders['xnli']}", f"run={tmp_path / 'run'}", *TINY]
+    for freeze, message in (("mlm_head", "has no mlm_head"), ("embeddings,encoder,classifier", "nothing to train")):
+        assert main([*keys, f"freeze={freeze}"]) == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
 def weights(folder: Path) -> dict[str, np.ndarray]:
     return load_file(folder / "checkpoints" / "last" / "model.safetensors")
 

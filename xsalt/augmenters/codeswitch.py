@@ -19,8 +19,9 @@ class CodeSwitchConfig(SwitchConfig):
 class CodeSwitch:
     """SALT: replace tokens by the model's own substitutions.
 
-    Each example gets one target language, drawn anew in each epoch. Position-preserving: ``source_ids_T`` and
-    ``ids_T`` stay aligned one to one. With ``ratio`` 0 the batch passes as it is. Evaluation never sees it.
+    Each example gets a target language (or each token one), drawn anew in each epoch. Position-preserving:
+    ``source_ids_T`` and ``ids_T`` stay aligned one to one. With ``clean`` or several ``views`` there are several
+    sequences of an example, with the same label. With ``ratio`` 0 the batch passes as it is. Evaluation never sees it.
     """
 
     Config = CodeSwitchConfig

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.special import betaincinv
 
 from xsalt.augmenters.switching import SwitchConfig, Switcher
 from xsalt.batch import Batch, Mix
@@ -30,6 +31,7 @@ class MixupConfig(SwitchConfig):
         "r for each instance and dimension (the formula), for each instance, or for each token",
         choices=("dimension", "instance", "token"),
     )
+    alpha: float = key(1.0, "r is drawn from Beta(alpha, alpha): 1 is uniform, the paper's", above=0.0)
 
 
 class Mixup:
@@ -44,7 +46,7 @@ class Mixup:
     needs_table = True
 
     def __init__(self, config: MixupConfig, needs: Needs) -> None:
-        self.by = config.by
+        self.by, self.alpha = config.by, config.alpha
         self.width = int(needs.model.config.hidden_size)
         self.switcher = None if "codeswitch" in needs.augmenters else Switcher(config, needs, "mixup")
 
@@ -70,6 +72,8 @@ class Mixup:
         else:
             dimensions = np.arange(self.width)
             r = uniform(batch.seed, batch.epoch, "mixup/dimension", uid_B[:, None], view_B[:, None], dimensions)
+        if self.alpha != 1.0:  # the inverse of the distribution function: still one draw a number
+            r = betaincinv(self.alpha, self.alpha, r.astype(np.float64)).astype(np.float32)
         return torch.from_numpy(r).to(batch.ids_T.device)
 
     def vocabulary_ids(self) -> np.ndarray:

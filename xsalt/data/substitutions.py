@@ -113,6 +113,15 @@ class SubstitutionTable:
             seen[taken] = True
         return np.flatnonzero(seen)
 
+    def coverage(self, threshold: float) -> npt.NDArray[np.float64]:
+        """Share of all tokens that have a substitution at this threshold, by language. Shape (L,)."""
+        found_L = np.zeros(len(self.languages))
+        for start in range(0, len(self), 1 << 18):
+            part = slice(start, start + (1 << 18))
+            sure = self.probability_NLK[part, :, 0].astype(np.float32) >= threshold
+            found_L += ((self.ids_NLK[part, :, 0] >= 0) & sure).sum(0)
+        return found_L / max(1, len(self))
+
     def copy_to(self, folder: Path) -> SubstitutionTable:
         """Copies the table, all or nothing, in place of another table at most. Raises ``UserError`` for any other
         folder."""

@@ -91,7 +91,7 @@ def accuracy_of_tokens(
     with evaluation_mode(model, precision, device):
         for indices in plan:
             batch = criterion.prepare(dataset.batch(indices, seed=0, epoch=0)).to(device)
-            hidden = model.encode(model.embed(batch), batch.layout, keep=criterion.layers)
+            hidden = model.encode(model.embed(batch), batch.layout, keep=criterion.layers, last=max(criterion.layers))
             good, n = criterion(model, hidden, batch).log["accuracy"]
             right, counted = right + good, counted + n
             if progress is not None:

@@ -119,9 +119,9 @@ class EncoderModel(nn.Module):
         hidden: dict[int, Tensor] = self.encoder(x_TD, layout, keep, last, first_only=self._first_only(last))
         return hidden
 
-    def weight_products(self, layout: Layout, keep: Sequence[int] = ()) -> int:
+    def weight_products(self, layout: Layout, keep: Sequence[int] = (), last: int | None = None) -> int:
         """Products of a weight and a number of a state in the matrix products of ``encode``, without attention's."""
-        return self.encoder.weight_products(layout, keep, first_only=self._first_only(None))
+        return self.encoder.weight_products(layout, keep, last, first_only=self._first_only(last))
 
     def _first_only(self, last: int | None) -> bool:
         return last is None and isinstance(self.classifier, FirstTokenClassifier)

@@ -128,9 +128,14 @@ class Encoder(nn.Module):
                 hidden[number] = x_TD[:T]
         return hidden
 
-    def weight_products(self, layout: Layout, keep: Sequence[int] = (), *, first_only: bool = False) -> int:
-        """Products of a weight of a matrix and a number of a state that a forward pass of all layers computes."""
-        sizes = {name: p.numel() for name, p in self.named_parameters() if p.ndim == 2}
-        narrow = f"layers.{len(self.layers) - 1}." if first_only and len(self.layers) not in keep else None
-        of_first = sum(n for name, n in sizes.items() if narrow and name.startswith(narrow) and ".qkv." not in name)
-        return layout.tokens * (sum(sizes.values()) - of_first) + layout.size * of_first
+    def weight_products(
+        self, layout: Layout, keep: Sequence[int] = (), last: int | None = None, *, first_only: bool = False
+    ) -> int:
+        """Products of a weight of a matrix and a number of a state that such a ``forward`` computes."""
+        last = len(self.layers) if last is None else last
+        products = 0
+        for number, layer in enumerate(self.layers[:last], start=1):
+            sizes = {name: p.numel() for name, p in layer.named_parameters() if p.ndim == 2}
+            narrow = first_only and number == last and last not in keep
+            products += sum((layout.size if narrow and "qkv" not in n else layout.tokens) * s for n, s in sizes.items())
+        return products

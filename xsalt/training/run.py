@@ -264,6 +264,7 @@ def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, 
     needs_head = any(getattr(cls, "needs_mlm_head", False) for cls in classes.values())
     model = setup.model(setup.task.labels, needs_head)
 
+    freeze(model, options.freeze)
     needs = setup.needs(model, dataset)
     needs = with_augmentation(setup, needs, classes)
     augmenters = [config.build("augmenter", name, needs) for name in config.augmenters]
@@ -293,6 +294,16 @@ def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, 
         show=lambda batch: show_batch(batch, setup.tokenizer),
     )
     return trainer, criterions
+
+
+def freeze(model: Any, parts: Sequence[str]) -> None:
+    """Keeps these parts of the model as they are. Raises ``UserError`` if one is not there or nothing is left."""
+    for part in parts:
+        if getattr(model, part) is None:
+            raise UserError(f"freeze: the model of this run has no {part}: leave it out")
+        getattr(model, part).requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise UserError(f"freeze=[{','.join(parts)}] leaves nothing to train")
 
 
 def with_augmentation(setup: Setup, needs: Needs, criterions: Mapping[str, Any]) -> Needs:
@@ -353,7 +364,7 @@ def source_score(setup: Setup, model: Any, criterions: dict[str, Any]) -> Any:
 def describe(setup: Setup, trainer: Trainer) -> None:
     """What ``dry_run=true`` prints: sizes, after one real micro-batch went through the model."""
     model = trainer.step.model
-    batch = trainer.draw(trainer.plan(0)[0][0], 0).to(setup.device)
+    batch = trainer.draw(trainer.plan(0)[0][0], 0, 0.0).to(setup.device)
     set_dropout_key(model, trainer.config.seed, 0, batch)
     counts = {name: float(criterion.count(batch)) for name, criterion in trainer.step.criterions.items()}
     loss, _ = trainer.step(batch, counts)

@@ -31,14 +31,17 @@ class TrainStep(nn.Module):
         self.criterions = dict(criterions)
         self.precision = precision
         self.keep = sorted({layer for criterion in criterions.values() for layer in criterion.layers})
+        classifies = any(getattr(criterion, "needs_labels", False) for criterion in criterions.values())
+        self.last = max(self.keep) if self.keep and not classifies else None
 
     def flops(self, layout: Layout) -> float:
         """Of forward and backward pass: 6 for a weight of the encoder and a token that is multiplied with it.
 
-        2 in the forward pass and 4 in the backward pass. Attention's own products and the heads are left out.
+        2 in the forward pass and 4 in the backward pass, where the encoder is trained. Attention's own products and the
+        heads are left out.
         """
-        products: int = self.model.weight_products(layout, self.keep)
-        return 6.0 * products
+        products: int = self.model.weight_products(layout, self.keep, self.last)
+        return (6.0 if any(p.requires_grad for p in self.model.encoder.parameters()) else 2.0) * products
 
     def forward(self, batch: Batch, counts: Mapping[str, float]) -> tuple[Tensor, Figures]:
         """The micro-batch's part of the global loss, and figures to log (loss and accuracy of each criterion)."""
@@ -47,7 +50,7 @@ class TrainStep(nn.Module):
             x_TD = self.model.embed(batch)
             for perturb in self.perturb:
                 x_TD = perturb(self.model, x_TD, batch)
-            hidden = self.model.encode(x_TD, batch.layout, keep=self.keep)
+            hidden = self.model.encode(x_TD, batch.layout, keep=self.keep, last=self.last)
             total = torch.zeros((), device=device)
             figures: Figures = {}
             for name, criterion in self.criterions.items():

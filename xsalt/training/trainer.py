@@ -156,9 +156,9 @@ class Trainer:
         whole = math.ceil(config.epochs * len(self.plan(0)))
         return min(whole, config.max_updates) if config.max_updates else whole
 
-    def draw(self, indices: np.ndarray, epoch: int) -> Batch:
-        """A micro-batch, augmented, with what the criterions predict."""
-        batch = self.train.batch(indices, seed=self.config.seed, epoch=epoch)
+    def draw(self, indices: np.ndarray, epoch: int, progress: float) -> Batch:
+        """A micro-batch, augmented, with what the criterions predict. ``progress``: epochs done before it."""
+        batch = self.train.batch(indices, seed=self.config.seed, epoch=epoch).with_(progress=progress)
         for augmenter in self.augmenters:
             batch = augmenter.augment(batch)
         for criterion in self.step.criterions.values():
@@ -169,18 +169,19 @@ class Trainer:
         """What is left of the run, update by update: batches are drawn by a thread of their own, a little ahead."""
         while state.update < total and not state.stopped_early:
             epoch = self.plan(state.epoch)
-            todo = epoch[state.in_epoch :]
-            draw_all = partial(self._draw_all, epoch=state.epoch)
+            todo = list(enumerate(epoch))[state.in_epoch :]
+            draw_all = partial(self._draw_all, epoch=state.epoch, updates=len(epoch))
             with closing(prefetched(draw_all, todo)) as drawn:
                 began = time.monotonic()
-                for micro_batches, batches in zip(todo, drawn, strict=False):
+                for (_, micro_batches), batches in zip(todo, drawn, strict=False):
                     examples = sum(len(indices) for indices in micro_batches)
                     yield Drawn(batches, examples, len(epoch), began, time.monotonic() - began)
                     began = time.monotonic()
             advance(state, state.in_epoch == len(epoch))
 
-    def _draw_all(self, micro_batches: Sequence[np.ndarray], epoch: int) -> list[Batch]:
-        return [self.draw(indices, epoch) for indices in micro_batches]
+    def _draw_all(self, todo: tuple[int, Sequence[np.ndarray]], epoch: int, updates: int) -> list[Batch]:
+        number, micro_batches = todo
+        return [self.draw(indices, epoch, epoch + number / updates) for indices in micro_batches]
 
     def fit(self, state: State) -> State:
         """Trains from ``state`` to the end of the run, or until early stopping. Raises ``Interrupted`` after saving."""
@@ -218,7 +219,8 @@ class Trainer:
                             f"the loss is {float(loss):g} at update {state.update + 1} (examples {rows} ...): "
                             f"lower optim.lr (now {optim.lr:g}); the last checkpoint is kept"
                         )
-                    loss.backward()
+                    if loss.requires_grad:  # nothing to predict in this batch, with a frozen encoder
+                        loss.backward()
                     window.add_figures(logged | batch.log)
                 norm = gradient_norm(self.step.parameters())
                 lr = float(optim.lr or 0.0) * rate(optim.schedule, state.update, total, optim.warmup)
@@ -226,8 +228,9 @@ class Trainer:
                     group["lr"] = lr
                 self.optimizer.step(scale=clipping(norm, optim.clip))
                 self.optimizer.zero_grad(set_to_none=True)
-                model.embeddings.word.decay_untouched(1.0 - lr * optim.weight_decay)
-                state.word_decay *= 1.0 - lr * optim.weight_decay
+                if model.embeddings.word.weight.requires_grad:
+                    model.embeddings.word.decay_untouched(1.0 - lr * optim.weight_decay)
+                    state.word_decay *= 1.0 - lr * optim.weight_decay
 
                 state.count(drawn.examples, time.monotonic() - drawn.began)
                 window.add_update(drawn.batches, drawn.examples, drawn.waited)

@@ -95,7 +95,7 @@ def test_vocabulary_ids_hold_every_id_that_comes_out(dataset: Dataset, needs: Ma
     [
         ({"it": 1.0}, "no substitutions into 'it'"),
         ({"de": -1.0}, "at least 0"),
-        ({"de": 0.0, "fr": 0.0}, "all weights are 0"),
+        ({"de": 0.0, "fr": 0.0}, "no language has a weight above 0"),
     ],
 )
 def test_bad_weights_are_one_error_line(needs: Make, weights: dict[str, float], message: str) -> None:
@@ -109,3 +109,88 @@ def test_no_table_or_another_data_sets_is_an_error(dataset: Dataset, needs: Make
     shorter = Dataset(**{**dataset.__dict__, "ids": dataset.ids[:-1]})
     with pytest.raises(UserError, match="a table of 320 tokens"):
         augmenter(needs(train=shorter))
+
+
+def test_a_clean_view_and_several_switched_ones_share_uid_and_label(dataset: Dataset, needs: Make) -> None:
+    before = dataset.batch(ALL, 1, 0)
+    batch = augmenter(needs(), ratio=0.5, clean=True, views=2).augment(before)
+    clean, first, second = batch.ids_T.view(3, 40, 8)
+    assert torch.equal(clean.flatten(), before.ids_T)
+    assert torch.equal(batch.view_B, torch.tensor([0, 1, 2]).repeat_interleave(40))
+    assert torch.equal(batch.uid_B, before.uid_B.repeat(3))
+    assert torch.equal(batch.label_B, before.label_B.repeat(3))
+    assert torch.equal(batch.source_ids_T, before.ids_T.repeat(3))
+    assert batch.layout.lengths_B.tolist() == [8] * 120
+    assert not torch.equal(first, second)
+    one = augmenter(needs(), ratio=0.5).augment(before.with_(view_B=before.view_B + 2))
+    assert torch.equal(one.ids_T, second.flatten())
+    switched = float((batch.ids_T != batch.source_ids_T).sum())
+    assert batch.log["augment/switch_rate"] == (switched, 2 * float((~before.special_T).sum()))
+
+
+def test_each_token_can_have_a_language_of_its_own(dataset: Dataset, needs: Make) -> None:
+    batch = augmenter(needs(), ratio=1.0, language_by="token").augment(dataset.batch(ALL, 1, 0))
+    by_example = [set(row[row > 0].tolist()) for row in batch.language_T.view(40, 8)]
+    assert sum(len(found) == 2 for found in by_example) > 10
+    shift = (batch.ids_T - batch.source_ids_T)[batch.language_T > 0]
+    assert torch.equal(shift // 30, batch.language_T[batch.language_T > 0])
+
+
+def test_languages_that_more_tokens_can_be_switched_to_are_nearer(dataset: Dataset, needs: Make) -> None:
+    made = needs()
+    assert made.table.coverage(0.3).tolist() == pytest.approx([0.375, 0.375])
+    made.table.coverage = lambda threshold: np.array([0.3, 0.1])
+    codeswitch = augmenter(made, ratio=1.0, sampling="nearest", weights={"fr": 2.0})
+    counts = np.zeros(3)
+    for epoch in range(40):
+        language_T = codeswitch.augment(dataset.batch(ALL, 1, epoch)).language_T
+        counts += np.bincount(language_T.numpy(), minlength=3)
+    assert counts[1] / counts[2] == pytest.approx(1.5, rel=0.15)
+
+
+def test_equal_tokens_of_an_example_switch_together_if_asked_to(dataset: Dataset, needs: Make) -> None:
+    before = dataset.batch(ALL, 1, 0)
+    same = torch.full_like(before.ids_T, 20).where(~before.special_T, before.ids_T)
+    before = before.with_(ids_T=same, source_ids_T=same)
+
+    def switched(segments: str) -> set[int]:
+        batch = augmenter(needs(), ratio=0.5, segments=segments).augment(before)
+        counts = ((batch.ids_T != before.ids_T) & (before.corpus_T % 2 == 0)).view(40, 8).sum(1)
+        return set(counts.tolist())
+
+    assert switched("alike") == {0, 3}
+    assert switched("apart") == {0, 1, 2, 3}
+
+
+def test_a_curriculum_raises_the_ratio_epoch_by_epoch(dataset: Dataset, needs: Make) -> None:
+    codeswitch = augmenter(needs(), ratio=0.8, ratio_epochs=2.0)
+    rates = []
+    for progress in (0.0, 0.5, 1.0, 2.0, 5.0):
+        batch = codeswitch.augment(dataset.batch(ALL, 1, 0).with_(progress=progress))
+        rates.append(float((batch.ids_T != batch.source_ids_T).sum()) / 120)
+    assert rates[0] == 0.0
+    assert rates == sorted(rates)
+    assert rates[1] == pytest.approx(0.2, abs=0.1)
+    assert rates[3] == rates[4] == pytest.approx(0.8, abs=0.1)
+
+
+def test_rates_by_language_and_probabilities_are_logged(dataset: Dataset, needs: Make) -> None:
+    batch = augmenter(needs(), ratio=1.0).augment(dataset.batch(ALL, 1, 0))
+    log = batch.log
+    for index, language in ((1, "de"), (2, "fr")):
+        switched, words = log[f"augment/switch_rate/{language}"]
+        assert switched == float((batch.language_T == index).sum()) > 0
+        assert words == 2 * switched
+    total, count = log["augment/probability"]
+    assert count == log["augment/switch_rate"][0]
+    assert total / count == pytest.approx(0.9, abs=1e-3)
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "nearest"])
+def test_a_threshold_that_no_substitution_reaches_is_a_warning_and_no_error(
+    dataset: Dataset, needs: Make, sampling: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codeswitch = augmenter(needs(), threshold=0.95, sampling=sampling, ratio=1.0)
+    assert "switches nothing: no substitution has a probability of 0.95 or more; lower" in capsys.readouterr().err
+    batch = codeswitch.augment(dataset.batch(ALL, 1, 0))
+    assert torch.equal(batch.ids_T, batch.source_ids_T)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import beta, kstest
 
 from xsalt.augmenters.codeswitch import CodeSwitch, CodeSwitchConfig
 from xsalt.augmenters.mixup import Mixup, MixupConfig
@@ -73,3 +74,28 @@ def test_r_is_the_same_in_any_batch_and_new_in_each_epoch(dataset: Dataset, need
 def test_vocabulary_ids_are_the_substitutions_unless_codeswitch_has_them(needs: Make) -> None:
     assert len(mixup(needs()).vocabulary_ids()) > 0
     assert len(mixup(needs(augmenters=("codeswitch", "mixup"))).vocabulary_ids()) == 0
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
+def test_r_is_distributed_as_beta(dataset: Dataset, needs: Make, alpha: float) -> None:
+    augmenter = mixup(needs(), alpha=alpha, by="token")
+    parts = []
+    for epoch in range(20):
+        mix = augmenter.augment(dataset.batch(ALL, 1, epoch)).mix
+        assert mix is not None
+        assert mix.r.dtype == torch.float32
+        parts.append(mix.r.flatten().numpy())
+    r = np.concatenate(parts)
+    assert kstest(r, beta(alpha, alpha).cdf).pvalue > 0.001
+    assert kstest(r, beta(alpha * 1.5, alpha * 1.5).cdf).pvalue < 0.001
+
+
+def test_a_clean_view_is_not_mixed(dataset: Dataset, needs: Make) -> None:
+    made = needs(augmenters=("codeswitch", "mixup"))
+    switched = CodeSwitch(CodeSwitchConfig(ratio=1.0, clean=True), made).augment(dataset.batch(ALL, 1, 0))
+    batch = mixup(made).augment(switched)
+    assert batch.mix is not None
+    same = (batch.mix.other_ids_T == batch.ids_T).view(2, -1)
+    assert same[0].all()
+    assert not same[1].all()
+    assert len(batch.mix.r) == 80

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xsalt.batch import IGNORE, Batch, Layout, Mix
-from xsalt.criterions import target_language_mlm
-from xsalt.criterions.target_language_mlm import MASKED_VIEW, TargetLanguageMLM, TargetLanguageMLMConfig
+from xsalt.batch import IGNORE, MASKED_VIEW, Batch, Layout, Mix
+from xsalt.criterions import masked_lm
+from xsalt.criterions.target_language_mlm import TargetLanguageMLM, TargetLanguageMLMConfig
 from xsalt.errors import UserError
 from xsalt.protocols import Needs
 from xsalt.text.language_vocab import LanguageVocabularies
@@ -108,7 +108,7 @@ def test_chunks_bound_the_logits_and_change_nothing(monkeypatch: pytest.MonkeyPa
     h_TD = torch.randn(300, D, dtype=torch.float64, requires_grad=True)
     results = []
     for limit in (1 << 25, 60):
-        monkeypatch.setattr(target_language_mlm, "MAX_LOGITS", limit)
+        monkeypatch.setattr(masked_lm, "MAX_LOGITS", limit)
         model = Head()
         loss = criterion(model, {2: h_TD}, batch)
         results.append((loss.loss_sum, *torch.autograd.grad(loss.loss_sum, [h_TD, model.rows_VD])))

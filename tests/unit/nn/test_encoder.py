@@ -97,11 +97,13 @@ def test_a_last_layer_of_first_tokens_alone_gives_their_states_and_the_same_grad
             assert float((a - b).abs().max()) <= bound * max(1.0, float(b.abs().max()))
 
 
-@pytest.mark.parametrize(("first_only", "keep"), [(False, ()), (True, ()), (True, (2,))])
-def test_products_that_are_computed_are_counted(first_only: bool, keep: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("first_only", "keep", "last"), [(False, (), None), (True, (), None), (True, (2,), None), (False, (1,), 1)]
+)
+def test_products_that_are_computed_are_counted(first_only: bool, keep: tuple[int, ...], last: int | None) -> None:
     kernels.select("reference")  # plain operators: one multiply-add counts as two
     encoder, layout = Encoder(CONFIG).eval(), Layout(np.array((5, 9)))
     with FlopCounterMode(display=False) as counter:
-        encoder(torch.randn(14, 24), layout, keep, first_only=first_only)
+        encoder(torch.randn(14, 24), layout, keep, last, first_only=first_only)
     counted = counter.get_flop_counts()["Global"][torch.ops.aten.addmm]
-    assert 2 * encoder.weight_products(layout, keep, first_only=first_only) == counted
+    assert 2 * encoder.weight_products(layout, keep, last, first_only=first_only) == counted

@@ -43,7 +43,7 @@ def test_gradients_are_those_of_one_big_batch_however_it_is_split(
     gradients = []
     for split in (whole, parts):
         made.step.zero_grad()
-        batches = [made.draw(indices, 0) for indices in split]
+        batches = [made.draw(indices, 0, 0.0) for indices in split]
         counts = {name: float(sum(made.step.criterions[name].count(batch) for batch in batches)) for name in names}
         assert all(count > 0 for count in counts.values())
         for batch in batches:
