@@ -90,21 +90,20 @@ class Switcher:
                 )
             if weight < 0:
                 raise UserError(f"augmenter.{name}.weights.{language}={weight}: must be at least 0")
+        self._ids: npt.NDArray[np.int64] | None = None
         weight_L = np.array([config.weights.get(language, 1.0) for language in languages], dtype=np.float64)
-        coverage_L = self.table.coverage(config.threshold)
-        if not coverage_L.any():
+        if len(self.vocabulary_ids()) == 0:
             say(
                 f"warning: augmenter {name} switches nothing: no substitution has a probability of {config.threshold} "
                 f"or more; lower augmenter.{name}.threshold, and see what xsalt-augment sample=5 shows"
             )
         elif config.sampling == "nearest":
-            weight_L *= coverage_L
+            weight_L *= self.table.coverage(config.threshold)
         if weight_L.sum() <= 0:
             raise UserError(
                 f"augmenter.{name}.weights: no language has a weight above 0, so there is none to switch to"
             )
         self.cumulative_L = np.cumsum(weight_L) / weight_L.sum()
-        self._ids: npt.NDArray[np.int64] | None = None
 
     def vocabulary_ids(self) -> npt.NDArray[np.int64]:
         """Ids that a token may be switched to."""

@@ -31,8 +31,8 @@ class TrainStep(nn.Module):
         self.criterions = dict(criterions)
         self.precision = precision
         self.keep = sorted({layer for criterion in criterions.values() for layer in criterion.layers})
-        classifies = any(getattr(criterion, "needs_labels", False) for criterion in criterions.values())
-        self.last = max(self.keep) if self.keep and not classifies else None
+        # where there is no classifier, nothing reads a layer above those that criterions name
+        self.last = max(self.keep) if self.keep and getattr(model, "classifier", model) is None else None
 
     def flops(self, layout: Layout) -> float:
         """Of forward and backward pass: 6 for a weight of the encoder and a token that is multiplied with it.
