@@ -51,9 +51,9 @@ def medians(rows: list[dict[str, float]]) -> dict[str, float]:
     return {key: statistics.median(row[key] for row in rows) for key in rows[0]}
 
 
-def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The median of the rounds' ratios: the machine's speed drifts, so neighbours in time are more alike."""
-    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+def by_round(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """The ratio in each round, to see how far the machine's drift carries the ratio of the medians."""
+    return [round(a / b, 3) for a, b in zip(ours, theirs, strict=True)]
 
 
 def in_turn(workers: dict[str, Worker], updates: dict[str, int], rounds: int, warm_up: int) -> Results:
@@ -206,9 +206,12 @@ def contest(
     peers = [name for name in workers if not name.startswith("xsalt")]
     ours = results["contestants"]["xsalt"]
     rounds = {n: row["rounds_tokens_per_s"] for n, row in results["contestants"].items()}
-    results["speed_against"] = {n: ratio(rounds["xsalt"], rounds[n]) for n in peers}
+    results["speed_against"] = {n: ours["tokens_per_s"] / results["contestants"][n]["tokens_per_s"] for n in peers}
+    results["speed_against_by_round"] = {n: by_round(rounds["xsalt"], rounds[n]) for n in peers}
     results["memory_against"] = {n: ours["peak_memory_gb"] / results["contestants"][n]["peak_memory_gb"] for n in peers}
-    results["time_against_no_augmentation"] = {n: ratio(rounds["xsalt"], rounds[n]) for n in more}
+    results["time_against_no_augmentation"] = {
+        n: ours["tokens_per_s"] / results["contestants"][n]["tokens_per_s"] for n in more
+    }
     for worker in workers.values():
         worker.close()
     return results
@@ -248,7 +251,8 @@ def evaluation(options: argparse.Namespace, work: Path) -> Results:
         **facts,
         "seconds": middle,
         "mean_difference_of_probabilities": gap,
-        "speed_against": {name: ratio(times[name], times["xsalt"]) for name in theirs},
+        "speed_against": {name: middle[name] / middle["xsalt"] for name in theirs},
+        "speed_against_by_round": {name: by_round(times[name], times["xsalt"]) for name in theirs},
     }
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from xsalt.distill.scoring import Scorer
 from xsalt.distill.shortlist import ShortlistScorer
 from xsalt.errors import UserError
 from xsalt.logging import Progress, say
+from xsalt.nn.inference import inference
 from xsalt.text.language_vocab import LanguageVocabularies
 from xsalt.text.tokenizer import Tokenizer
 
@@ -115,17 +115,6 @@ def _hash(ids: npt.NDArray[np.int32]) -> str:
     return hashlib.sha256(ids.tobytes()).hexdigest()
 
 
-@contextmanager
-def _inference(model: Any) -> Iterator[None]:
-    was = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(was)
-
-
 def build_table(
     model: Any,
     tokenizer: Tokenizer,
@@ -143,7 +132,7 @@ def build_table(
     say(f"substitutions: {len(dataset)} examples, {len(languages)} languages, scored by the model's {_METHODS[method]}")
     progress = Progress(len(dataset), "substitutions", "example")
     began = time.monotonic()
-    with _inference(model), new_table(folder, len(dataset.ids), languages, config.k, fingerprint) as table:
+    with inference(model), new_table(folder, len(dataset.ids), languages, config.k, fingerprint) as table:
         scorer = Scorer(model, tokenizer, vocabularies, languages, config, method)
         if method == "lens" and config.shortlist:
             scorer = ShortlistScorer(scorer, tokenizer, np.unique(dataset.ids))

@@ -18,9 +18,8 @@ from xsalt import __version__
 from xsalt.batch import IGNORE
 from xsalt.data.batching import plan_batches
 from xsalt.data.dataset import Dataset
-from xsalt.kernels.layer import weights_stay
 from xsalt.logging import Progress
-from xsalt.memory import give_back_freed_memory, keep_freed_memory
+from xsalt.nn.inference import inference
 
 EVALUATION_TOKENS = 4096
 """Tokens in an evaluation batch: large enough for the matrix products, small enough for the attention's memory."""
@@ -37,17 +36,9 @@ class LanguageResult:
 
 @contextmanager
 def evaluation_mode(model: Any, precision: str, device: torch.device) -> Iterator[None]:
-    """No dropout, no gradients, the precision asked for; the training mode is restored after."""
-    was = model.training
-    model.eval()
-    keep_freed_memory()
-    try:
-        autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-        with torch.inference_mode(), weights_stay(), autocast:
-            yield
-    finally:
-        model.train(was)
-        give_back_freed_memory()
+    """``inference`` in the precision asked for."""
+    with inference(model), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        yield
 
 
 def classify(

@@ -1,6 +1,6 @@
 """A whole Transformer layer on the CPU: both passes written out, as one node of the autograd graph.
 
-Operator by operator, dispatch, casts, graph nodes and the allocator take a tenth of a step of a small encoder.
+Operator by operator, dispatch, casts, graph nodes and the allocator leave the second thread of a small encoder waiting.
 
 Shapes: T packed tokens, R rows that go on after attention (T, or one for each sequence), D width, F width of the
 feed-forward layer, H heads, X = 3 D.
@@ -75,7 +75,7 @@ _cast: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] | None = None
 @contextmanager
 def weights_stay() -> Iterator[None]:
     """Inside, nothing changes weights: they are cast to bfloat16 once, and laid out as the products of the forward pass
-    like them, which are some 4 % faster for it."""
+    like them."""
     global _cast
     before, _cast = _cast, {} if _cast is None else _cast
     try:

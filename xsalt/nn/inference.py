@@ -1,0 +1,26 @@
+"""How models are run without training them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from xsalt.kernels.layer import weights_stay
+from xsalt.memory import give_back_freed_memory, keep_freed_memory
+
+
+@contextmanager
+def inference(model: Any) -> Iterator[None]:
+    """No dropout, no gradients, weights that stay as they are; the training mode is restored after."""
+    was = model.training
+    model.eval()
+    keep_freed_memory()
+    try:
+        with torch.inference_mode(), weights_stay():
+            yield
+    finally:
+        model.train(was)
+        give_back_freed_memory()
