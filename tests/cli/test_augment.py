@@ -1,4 +1,4 @@
-"""xsalt-augment and xsalt-vocab through their own main functions, at tiny size."""
+"""xsalt-augment through its own main function, at tiny size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import TINY, WORDS, write_nli
-from xsalt_cli import augment, vocab
+from xsalt_cli import augment
 
 
 @pytest.fixture(scope="module")
@@ -53,26 +53,3 @@ def test_a_corpus_that_does_not_exist_is_one_line(data: Path, capsys: pytest.Cap
     assert augment.main(["--task", "xnli", f"data.root={data}", "corpus=/nowhere.txt", *TINY]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("xsalt-augment: error: corpus=/nowhere.txt")
-
-
-def test_vocabularies_are_shown_written_and_taken_from_the_folder(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "vocabularies"
-    assert vocab.main(["--task", "xnli", f"data.root={data}", f"out={out}", *TINY]) == 0
-    shown = capsys.readouterr().out
-    assert all(f"{language} " in shown for language in ("en", "fr", "ru"))
-    assert vocab.main(["--task", "xnli", f"data.root={data}", f"vocabulary.folder={out}", *TINY]) == 0
-    assert capsys.readouterr().out == shown
-
-
-def test_vocabularies_of_another_tokenizer_are_refused(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "vocabularies"
-    assert vocab.main(["--task", "xnli", f"data.root={data}", f"out={out}", *TINY]) == 0
-    other = write_nli(tmp_path / "other", train=8, dev=3)
-    keys = [f"data.root={other}", f"vocabulary.folder={out}", "seed=2", *TINY]
-    (other / "train-en.tsv").write_text("premise\thypothesis\tlabel\nsome quite other words\tare here\tneutral\n")
-    assert vocab.main(["--task", "xnli", *keys]) == 2
-    assert "tokenizer" in capsys.readouterr().err.strip().splitlines()[-1]

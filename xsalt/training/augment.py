@@ -1,10 +1,8 @@
-"""What ``xsalt-augment`` and ``xsalt-vocab`` do: the steps before an augmented run, on their own."""
+"""What ``xsalt-augment`` does: the step before an augmented run, on its own."""
 
 from __future__ import annotations
 
 from pathlib import Path
-
-import numpy as np
 
 from xsalt.batch import IGNORE
 from xsalt.config import Composed
@@ -13,8 +11,7 @@ from xsalt.distill.lexicon import find_lexicons
 from xsalt.distill.report import describe, measure, samples
 from xsalt.errors import UserError
 from xsalt.logging import say
-from xsalt.text.language_vocab import THIN, LanguageVocabularies, build_vocabularies, overlaps
-from xsalt.text.tokenizer import Tokenizer
+from xsalt.text.vocabulary_backends import build_vocabularies
 from xsalt.training.run import Setup, substitution_table
 
 COVERED = 0.3
@@ -74,32 +71,3 @@ def _read_text(path: Path) -> list[Example]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.start}): convert it first") from error
     return [Example(line.strip(), None, IGNORE, str(i)) for i, line in enumerate(lines) if line.strip()]
-
-
-def vocab(config: Composed, out: str | None, examples: int) -> int:
-    """Builds or finds the language vocabularies, shows them, and writes them to a folder for ``vocabulary.folder``."""
-    setup = Setup.open(config)
-    vocabularies = build_vocabularies(
-        setup.tokenizer, setup.languages, setup.source, config.train.vocabulary, setup.cache
-    )
-    print(describe_vocabularies(vocabularies, setup.tokenizer, examples))
-    if out:
-        vocabularies.save(Path(out))
-        say(f"vocabularies: {Path(out)} (use them with vocabulary.folder={out})")
-    return 0
-
-
-def describe_vocabularies(vocabularies: LanguageVocabularies, tokenizer: Tokenizer, examples: int) -> str:
-    """Sizes, backends, overlaps and a few pieces of each language, and a word on thin ones."""
-    pieces = tokenizer.pieces()
-    lines = []
-    for language, ids in vocabularies.ids.items():
-        spread = ids[np.linspace(0, len(ids) - 1, min(examples, len(ids))).astype(np.int64)] if len(ids) else ids
-        shown = " ".join(pieces[int(i)] for i in spread)
-        thin = "  (thin: give more text)" if len(ids) < THIN else ""
-        lines.append(f"{language:<4}{len(ids):>7}  {vocabularies.backends[language]:<9} {shown}{thin}")
-    shared = sorted(overlaps(vocabularies).items(), key=lambda item: -item[1])
-    if shared and shared[0][1]:
-        pairs = ", ".join(f"{a}/{b} {n}" for (a, b), n in shared[:12] if n)
-        lines.append(f"shared ids: {pairs}")
-    return "\n".join(lines)

@@ -28,8 +28,9 @@ from xsalt.nn.precision import bf16_is_native
 from xsalt.optim.adamw import make_adamw
 from xsalt.protocols import Needs
 from xsalt.registry import REGISTRIES
-from xsalt.text.language_vocab import LanguageVocabularies, build_vocabularies
+from xsalt.text.language_vocab import LanguageVocabularies
 from xsalt.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from xsalt.text.vocabulary_backends import build_vocabularies
 from xsalt.training.report import evaluate_languages
 from xsalt.training.resume import Checkpoints
 from xsalt.training.show import show_batch
