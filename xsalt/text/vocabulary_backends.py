@@ -51,6 +51,8 @@ Plan = Mapping[str, tuple[str, ...]]
 ORDER = ("corpus", "wordfreq", "script", "file")
 COUNTING = frozenset({"corpus", "wordfreq"})
 LATIN = frozenset({"LATIN"})
+DOTTED = frozenset({"az", "tr"})
+"""Languages whose capital i has a dot."""
 CHUNK = 20_000
 """Texts tokenised at a time."""
 MAX_LENGTH = 1 << 24
@@ -280,10 +282,13 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _word_list(language: str) -> Iterator[tuple[str, float]]:
+    """Words with their frequencies, as they are written: the lists are casefolded, which spells a final ``ς`` as
+    ``σ``. (``ß`` is lost to ``ss`` for good.)"""
     import wordfreq
 
-    for word, frequency in wordfreq.get_frequency_dict(language, "small").items():
-        title = word[:1].upper() + word[1:]
+    for folded, frequency in wordfreq.get_frequency_dict(language, "small").items():
+        word = folded[:-1] + "ς" if folded.endswith("σ") else folded
+        title = ("İ" if word[0] == "i" and language in DOTTED else word[0].upper()) + word[1:]
         if title == word:
             yield word, frequency
         else:
@@ -318,7 +323,7 @@ def _listed(tokenizer: Tokenizer, path: Path, words_V: Mask) -> Ids:
             ids.append([_piece_id(tokenizer, known, line, f"{path}:{number}")])
         else:
             ids.append(tokenizer.tokens(line))
-    idle = [i for i, found in enumerate(ids) if not any(words_V[i] for i in found)]
+    idle = [i for i, found in enumerate(ids) if not words_V[found].any()]
     if len(idle) == len(lines):
         raise UserError(f"{path}: no word piece of the tokenizer in it, so the vocabulary would be empty")
     if idle:
@@ -326,8 +331,9 @@ def _listed(tokenizer: Tokenizer, path: Path, words_V: Mask) -> Ids:
         say(
             f"warning: {path}: {len(idle)} lines have no word piece, so they add nothing; first {number}: {line[:40]!r}"
         )
-    listed = np.unique(np.concatenate([np.array(found, dtype=np.int32) for found in ids]))
-    return listed[words_V[listed]]
+    listed_V = np.zeros_like(words_V)
+    listed_V[[id_ for found in ids for id_ in found]] = True
+    return np.flatnonzero(listed_V & words_V).astype(np.int32)
 
 
 def _piece_id(tokenizer: Tokenizer, known: Mapping[str, int], line: str, where: str) -> int:

@@ -125,9 +125,9 @@ def test_a_malformed_list_is_one_line_with_its_place(tmp_path: Path, text: str, 
 
 
 def test_lines_of_a_list_that_add_nothing_are_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    config = write_lists(tmp_path / "lists", en="the\n", fr="chat\n12\n文\n")
+    config = write_lists(tmp_path / "lists", en="the\n", fr="chat\n12\n文\n\u200b\n")
     assert build(tmp_path, config, "fr")["fr"] == {"▁chat"}
-    assert "fr.txt: 2 lines have no word piece, so they add nothing; first 2: '12'" in capfd.readouterr().err
+    assert "fr.txt: 3 lines have no word piece, so they add nothing; first 2: '12'" in capfd.readouterr().err
 
 
 # --- several together
@@ -264,6 +264,24 @@ def test_wordfreq_missing_is_an_error_with_the_pip_command(tmp_path: Path, monke
 def test_wordfreqs_english_list_is_never_taken_for_swahili() -> None:
     pytest.importorskip("wordfreq")
     assert "sw" not in vocabulary_backends._wordfreq_languages(True)
+
+
+@pytest.mark.parametrize(
+    ("language", "listed", "written"),
+    [
+        ("fr", "chat", {"chat": 0.8, "Chat": 0.2}),
+        ("el", "τησ", {"της": 0.8, "Της": 0.2}),
+        ("tr", "için", {"için": 0.8, "İçin": 0.2}),
+        ("it", "ieri", {"ieri": 0.8, "Ieri": 0.2}),
+        ("ja", "猫", {"猫": 1.0}),
+    ],
+)
+def test_words_of_a_casefolded_list_are_counted_as_they_are_written(
+    monkeypatch: pytest.MonkeyPatch, language: str, listed: str, written: dict[str, float]
+) -> None:
+    wordfreq = pytest.importorskip("wordfreq")
+    monkeypatch.setattr(wordfreq, "get_frequency_dict", lambda *_: {listed: 1.0})
+    assert dict(vocabulary_backends._word_list(language)) == written
 
 
 @pytest.mark.parametrize(
