@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import TINY, WORDS, write_nli
+from xsalt_cli import augment
 from xsalt_cli.vocab import main
 
 
@@ -185,3 +186,20 @@ def test_a_damaged_folder_and_one_of_another_tokenizer_are_one_line(
     path.write_bytes(path.read_bytes()[:-20])
     assert main(folder) == 2
     assert "vocabulary.json: damaged" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_nothing_is_switched_to_a_language_with_an_empty_vocabulary(
+    keys: list[str], text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = tmp_path / "text"
+    few.mkdir()
+    for language in WORDS:
+        content = (text / f"{language}.txt").read_text(encoding="utf-8")
+        (few / f"{language}.txt").write_text("chat\n" if language == "fr" else content, encoding="utf-8")  # too rare
+    wanted = [*keys, "--task", "xnli", f"vocabulary.text={few}", "distill.layer=0"]
+    assert augment.main([*wanted, f"out={tmp_path / 'table'}"]) == 0
+    assert "warning: the vocabulary of fr is empty (corpus)" in capsys.readouterr().err
+    assert set(json.loads((tmp_path / "table" / "stats.json").read_text())["languages"]) == {"ru"}
+    assert augment.main([*wanted, "languages=fr"]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("xsalt-augment: error: no target language has a vocabulary (asked for: ")
