@@ -20,11 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from xsalt.errors import UserError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -113,19 +108,29 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def one_at_a_time(path: Path, doing: str) -> Iterator[None]:
     """Lets one process at a time through, by a lock on the file ``path``; the others wait and say what for.
 
-    The system drops the lock of a process that dies. Where it has no such locks, nobody waits.
+    The system drops the lock of a process that dies. Nobody waits on Windows, which has no such locks, nor where the
+    file can't be written: what is to be made there can't be either.
     """
-    if fcntl is None:
+    if os.name == "nt":
         yield
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    import fcntl
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:
+        yield
+        return
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"waiting for another process: {doing}", file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -14,6 +14,8 @@ import pytest
 from scipy import stats
 
 from xsalt.errors import UserError
+from xsalt_cli.front import compose
+from xsalt_cli.train import SCRIPT
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "salt_ablation"
 LABELS = ("entailment", "neutral", "contradiction")
@@ -271,6 +273,14 @@ def test_the_studies_that_come_with_it_are_read(scripts: SimpleNamespace) -> Non
         assert not set(found[name].seeds) & set(found["search"].seeds)
         assert all("eval.split=test" in words for words in found[name].arms.values())
     assert all("eval.split=dev" in words for words in found["search"].arms.values())
+
+
+def test_every_arm_that_comes_with_it_is_a_command_line_of_xsalt_train(scripts: SimpleNamespace) -> None:
+    for study in scripts.studies.read_studies().values():
+        hashes = {}
+        for run in study.runs(seeds=study.seeds[:1]):
+            hashes[compose(SCRIPT, run.command_line(Path("data"), Path("work"))).hash] = run.name
+        assert len(hashes) == len(study.arms), "two arms are the same experiment"
 
 
 # table.py
