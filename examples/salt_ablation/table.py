@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +65,31 @@ def scores(runs: Mapping[int, Result], measure: Callable[[Result], float]) -> di
     return {seed: 100 * measure(result) for seed, result in runs.items()}
 
 
-def against(
-    arm: Mapping[int, Result], baseline: Mapping[int, Result], measure: Callable[[Result], float]
-) -> Comparison | None:
-    """The comparison over the seeds that both have; None with fewer than two."""
-    shared = arm.keys() & baseline.keys()
-    if len(shared) < 2:
-        return None
+@dataclass(frozen=True)
+class Gain:
+    """Mean difference over the seeds that an arm shares with the baseline, and its tests from two of them on."""
+
+    mean: float | None = None
+    tests: Comparison | None = None
+
+    @property
+    def text(self) -> str:
+        return "–" if self.mean is None else f"{self.mean:+.2f}"
+
+    @property
+    def p(self) -> str:
+        return p_shown(self.tests.p if self.tests else None)
+
+
+def against(arm: Mapping[int, Result], baseline: Mapping[int, Result], measure: Callable[[Result], float]) -> Gain:
+    """What an arm gains over the baseline; nothing where they share no seed."""
     ours, theirs = scores(arm, measure), scores(baseline, measure)
-    return compare({seed: ours[seed] for seed in shared}, {seed: theirs[seed] for seed in shared})
+    shared = sorted(ours.keys() & theirs.keys())
+    if not shared:
+        return Gain()
+    mean = spread([ours[seed] - theirs[seed] for seed in shared]).mean
+    tested = len(shared) > 1
+    return Gain(mean, compare({s: ours[s] for s in shared}, {s: theirs[s] for s in shared}) if tested else None)
 
 
 def shown(found: Spread) -> str:
@@ -81,10 +98,6 @@ def shown(found: Spread) -> str:
 
 def p_shown(p: float | None) -> str:
     return "–" if p is None else "< 0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.01 else f"{p:.3f}"
-
-
-def gain_shown(found: Comparison | None) -> str:
-    return "–" if found is None else f"{found.gain.mean:+.2f}"
 
 
 def rows_of(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -102,18 +115,13 @@ def summary(study: Study, found: ByArm, languages: int) -> list[str]:
     for arm, runs in found.items():
         measures = [lambda r: float(r["average"]), lambda r: float(r["average_without_source"]), of_source]
         mean, others, source = (shown(spread(list(scores(runs, measure).values()))) for measure in measures)
-        tests = [against(runs, baseline, measure) if arm != study.baseline else None for measure in measures]
+        gains = [Gain() if arm == study.baseline else against(runs, baseline, measure) for measure in measures]
         rates = [r["switch_rate"] for r in runs.values() if r.get("switch_rate") is not None]
-        first = tests[0]
-        cells = [gain_shown(first)]
-        cells += (
-            ["–"] * 3
-            if first is None
-            else [f"{first.low:+.2f} to {first.high:+.2f}", p_shown(first.p), p_shown(first.wilcoxon_p)]
-        )
-        row = [arm, mean, *cells]
-        for score, test in ((others, tests[1]), (source, tests[2])):
-            row += [score, gain_shown(test), p_shown(test.p if test else None)]
+        tests = gains[0].tests
+        interval = f"{tests.low:+.2f} to {tests.high:+.2f}" if tests else "–"
+        row = [arm, mean, gains[0].text, interval, gains[0].p, p_shown(tests.wilcoxon_p if tests else None)]
+        for score, gain in ((others, gains[1]), (source, gains[2])):
+            row += [score, gain.text, gain.p]
         rate = f"{100 * sum(rates) / len(rates):.0f} %" if rates else "–"
         rows.append([*row, rate, _seeds(runs, baseline)])
     return rows_of(header, rows)
@@ -139,8 +147,8 @@ def by_language(study: Study, found: ByArm, languages: Sequence[str]) -> list[st
         kind = "source" if language in source else "seen" if language in SEEN else "unseen"
         row = [language, kind, shown(spread(list(scores(baseline, accuracy).values())))]
         for arm in others:
-            test = against(found[arm], baseline, accuracy)
-            row.append("–" if test is None else f"{gain_shown(test)} ({p_shown(test.p)})")
+            gain = against(found[arm], baseline, accuracy)
+            row.append(f"{gain.text} ({gain.p})")
         rows.append(row)
     for kind in ("seen", "unseen"):
         group = [
@@ -154,8 +162,8 @@ def by_language(study: Study, found: ByArm, languages: Sequence[str]) -> list[st
 
         row = [f"mean of {len(group)}", kind, shown(spread(list(scores(baseline, mean).values())))]
         for arm in others:
-            test = against(found[arm], baseline, mean)
-            row.append("–" if test is None else f"{gain_shown(test)} ({p_shown(test.p)})")
+            gain = against(found[arm], baseline, mean)
+            row.append(f"{gain.text} ({gain.p})")
         rows.append(row)
     return rows_of(["language", "in the search", study.baseline, *others], rows)
 

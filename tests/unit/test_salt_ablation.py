@@ -332,6 +332,10 @@ def test_only_pairs_with_the_same_seed_are_compared(
     assert scripts.table.main(["small", "--studies", str(studies), "--results", str(results)]) == 0
     row = next(cells(line) for line in capsys.readouterr().out.splitlines() if line.startswith("| salt "))
     assert row[2] == "+0.83" and row[-1] == "3 (2 pairs)"  # gains 2/3 and 1
+    (results / "small" / "none-s2.json").unlink()
+    assert scripts.table.main(["small", "--studies", str(studies), "--results", str(results)]) == 0
+    row = next(cells(line) for line in capsys.readouterr().out.splitlines() if line.startswith("| salt "))
+    assert row[2:6] == ["+0.67", "–", "–", "–"], "one pair has a gain and no test"
 
 
 @pytest.mark.parametrize(
