@@ -97,6 +97,12 @@ class CheckpointConfig:
     """Saving (keys ``checkpoint.*``)."""
 
     every: int | None = key(None, "updates between checkpoints; null: at every evaluation", at_least=1, hashed=False)
+    keep: str = key(
+        "all",
+        "all: last (to resume from) and best; best: the best weights alone; none: these in memory, no file at all",
+        choices=("all", "best", "none"),
+        hashed=False,
+    )
 
 
 @dataclass(frozen=True)

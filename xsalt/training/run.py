@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from xsalt import distributed, kernels
+from xsalt.checkpoint import one_at_a_time
 from xsalt.config import Composed, cache_dir, component_class, component_config
 from xsalt.data.dataset import Dataset, Example, tokenise
 from xsalt.data.substitutions import SubstitutionTable
@@ -335,18 +336,19 @@ def substitution_table(
             return rebuild(pretrained).to(setup.device)
         return setup.model((), mlm_head=False) if model is None else model
 
-    return ensure_table(
-        scorer,
-        pretrained.fingerprint if pretrained else None,
-        pretrained is not None and pretrained.has_mlm_head,
-        setup.tokenizer,
-        dataset,
-        setup.languages,
-        setup.source,
-        vocabularies,
-        setup.config.train.distill,
-        setup.cache,
-    )
+    with one_at_a_time(setup.cache / "substitutions" / ".lock", "substitutions"):  # runs side by side share a table
+        return ensure_table(
+            scorer,
+            pretrained.fingerprint if pretrained else None,
+            pretrained is not None and pretrained.has_mlm_head,
+            setup.tokenizer,
+            dataset,
+            setup.languages,
+            setup.source,
+            vocabularies,
+            setup.config.train.distill,
+            setup.cache,
+        )
 
 
 def source_score(setup: Setup, model: Any, criterions: dict[str, Any]) -> Any:

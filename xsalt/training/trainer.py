@@ -256,7 +256,11 @@ class Trainer:
                 window.paused += time.monotonic() - paused
                 if stop.caught is not None:
                     self.save("last", advance(state, end_of_epoch))
-                    say(f"{signal.Signals(stop.caught).name}: saved update {state.update} in {self.folder}")
+                    done = f"saved update {state.update} in {self.folder}"
+                    if config.checkpoint.keep != "all":
+                        done = f"stopped at update {state.update}; with checkpoint.keep={config.checkpoint.keep} "
+                        done += "nothing was saved to resume from"
+                    say(f"{signal.Signals(stop.caught).name}: {done}")
                     raise Interrupted(stop.caught)
                 if last or state.stopped_early:
                     break
