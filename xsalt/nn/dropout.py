@@ -47,7 +47,7 @@ class KeyedDropout(nn.Module):
     def key_of(self, rows: Tensor) -> SiteKey | None:
         """``key`` for states of the tokens numbered in ``rows`` alone."""
         key = self.key
-        return key and SiteKey(key.k0, key.k1, key.threshold, key.token_T3.index_select(0, rows))
+        return key and key.of(rows)
 
     def forward(self, x_TN: Tensor, rows: Tensor | None = None) -> Tensor:
         """Drops from states of all tokens of the batch, or of those numbered in ``rows``."""
