@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xsalt.batch import Batch
+from xsalt.batch import Batch, to_device
 from xsalt.kernels.philox import SiteKey, token_keys
 from xsalt.kernels.reference import dropout
 from xsalt.randomness import philox
@@ -63,8 +63,9 @@ def set_dropout_key(module: nn.Module, seed: int, update: int, batch: Batch) -> 
     if not sites:
         return
     layout = batch.layout
-    arrays = (t.cpu().numpy() for t in (batch.uid_B, batch.view_B, layout.sequence_T, layout.position_T))
-    token_T3 = torch.from_numpy(token_keys(*arrays)).to(layout.device)
+    uid_B, view_B = batch.uid_B.cpu().numpy(), batch.view_B.cpu().numpy()
+    keys = token_keys(uid_B, view_B, layout.sequences, layout.positions)
+    token_T3 = to_device(torch.from_numpy(keys), layout.device)
     names = np.array([zlib.crc32(child.site.encode()) for child in sites])
     k0, k1, *_ = philox((update, update >> 32, names, 0), (seed, seed >> 32))
     for child, first, second in zip(sites, k0, k1, strict=True):
