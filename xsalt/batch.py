@@ -69,12 +69,14 @@ class Layout:
     @cached_property
     def sequences(self) -> np.ndarray:
         """Number of the sequence that each token belongs to (numpy int64)."""
-        return np.repeat(np.arange(self.size, dtype=np.int64), self.lengths_B)
+        number_T: np.ndarray = np.repeat(np.arange(self.size, dtype=np.int64), self.lengths_B)
+        return number_T
 
     @cached_property
     def positions(self) -> np.ndarray:
         """Position of each token within its sequence, from 0 (numpy int64)."""
-        return np.arange(self.tokens, dtype=np.int64) - np.repeat(self.offsets[:-1], self.lengths_B)
+        position_T: np.ndarray = np.arange(self.tokens, dtype=np.int64) - np.repeat(self.offsets[:-1], self.lengths_B)
+        return position_T
 
     @cached_property
     def sequence_T(self) -> Tensor:

@@ -28,7 +28,7 @@ def attention(qkv_TX: Tensor, layout: Layout, heads: int, key: SiteKey | None, *
     if kernels.uses_triton(qkv_TX):
         if first_only and key is not None:
             key = key.of(layout.first_B)
-        context_RD: Tensor = _Attention.apply(qkv_TX, layout, heads, key, first_only)
+        context_RD: Tensor = _Attention.apply(qkv_TX, layout, heads, key, first_only)  # type: ignore[no-untyped-call]
         return context_RD
     context_TD = reference.attention(qkv_TX, layout, heads, key)
     return context_TD.index_select(0, layout.first_B) if first_only else context_TD

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from xsalt.batch import Batch, to_device
+from xsalt.kernels.norm import dropout
 from xsalt.kernels.philox import SiteKey, token_keys
-from xsalt.kernels.reference import dropout
 from xsalt.randomness import philox
 
 

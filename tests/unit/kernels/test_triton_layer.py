@@ -14,8 +14,8 @@ from xsalt import kernels
 from xsalt.batch import Layout
 from xsalt.kernels import reference
 from xsalt.kernels.attention import attention
-from xsalt.kernels.norm import add_and_norm
-from xsalt.kernels.philox import SiteKey, keep_attention
+from xsalt.kernels.norm import add_and_norm, dropout
+from xsalt.kernels.philox import SiteKey, keep_attention, keep_hidden
 from xsalt.nn.encoder import EncoderConfig, EncoderLayer
 
 pytest.importorskip("triton", reason="no triton: pip install triton")
@@ -135,7 +135,15 @@ def test_what_the_norm_drops_is_the_references_bit_by_bit() -> None:
     ones = placed(torch.ones(130))
     out, _ = add_and_norm(placed(normals(9, 130, seed=2)), y, ones, ones, 1e-12, key)
     (grad,) = torch.autograd.grad((out * placed(normals(9, 130, seed=3))).sum(), y)
-    assert torch.equal(grad != 0, reference.dropout(placed(torch.ones(9, 130)), key) != 0)
+    assert torch.equal(grad != 0, keep_hidden(key, 130))
+
+
+@pytest.mark.parametrize("width", [1, 130])
+def test_dropout_alone_is_the_references(width: int) -> None:
+    key, x = placed(key_of((5, 4), 0.3)), placed(normals(9, width)).requires_grad_()
+    out, expected = dropout(x, key), reference.dropout(x, key)
+    assert torch.equal(out, expected)
+    assert torch.equal(*(torch.autograd.grad(y, x, torch.ones_like(y))[0] for y in (out, expected)))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -148,8 +156,8 @@ def test_a_layer_in_training_equals_the_reference(
     lengths = (7, 35, 1)
     layout = layout_of(lengths)
     layer = EncoderLayer(CONFIG, "layer0").to(DEVICE)
-    for number, dropout in enumerate((layer.attention.dropout, layer.attention_dropout, layer.ffn_dropout)):
-        dropout._key = placed(key_of(lengths, dropout.p, number))
+    for number, site in enumerate((layer.attention.dropout, layer.attention_dropout, layer.ffn_dropout)):
+        site._key = placed(key_of(lengths, site.p, number))
     x = placed(normals(layout.tokens, CONFIG.hidden_size)).requires_grad_()
     grad = placed(normals(layout.size if first_only else layout.tokens, CONFIG.hidden_size, seed=2))
 

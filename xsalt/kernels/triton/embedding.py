@@ -19,7 +19,7 @@ PROGRAMS = 1024
 """Programs of the backward pass. Each takes neighbouring tokens, and adds up what all of them share by itself."""
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _gather(  # type: ignore[no-untyped-def]
     t, d, inside, D, table, row, other, r, r_row, position, position_row, type_, type_row,
     BLOCK: tl.constexpr, MIX: tl.constexpr, R_ROW: tl.constexpr, R_ONE: tl.constexpr,

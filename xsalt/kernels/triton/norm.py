@@ -13,7 +13,7 @@ PROGRAMS = 1024
 """Programs of the backward pass; each adds up the gradients of scale and shift of its own rows."""
 
 
-@triton.jit(do_not_specialize=RUNTIME)
+@triton.jit(do_not_specialize=RUNTIME)  # type: ignore[untyped-decorator]
 def _forward(  # type: ignore[no-untyped-def]
     residual, y, gamma, beta, eps, token, k0, k1, threshold, scale, out, low, total, mean, rstd, D,
     BLOCK: tl.constexpr, DROP: tl.constexpr, LOW: tl.constexpr, KEEP: tl.constexpr,

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from xsalt.kernels.philox import SiteKey
+
+RUNTIME = ("k0", "k1", "threshold", "rows", "chunk")
+"""Arguments that Triton is not to specialise to."""
 
 
 @triton.jit
@@ -51,9 +55,26 @@ def keep_hidden(token, k0, k1, threshold, BLOCK: tl.constexpr):  # type: ignore[
     return half.to(tl.int32) >= threshold
 
 
+@triton.jit(do_not_specialize=RUNTIME)  # type: ignore[untyped-decorator]
+def _keep_mask(token, k0, k1, threshold, out, N, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0).to(tl.int64)
+    d = dimensions(BLOCK)
+    tl.store(out + row * N + d, keep_hidden(token + 3 * row, k0, k1, threshold, BLOCK).to(tl.uint8), mask=d < N)
+
+
+def keep_mask(key: SiteKey, width: int) -> Tensor:
+    """``philox.keep_hidden``: keep_TN for N = width."""
+    token_T3 = key.token_T3.contiguous()
+    keep_TN = torch.empty(len(token_T3), width, dtype=torch.uint8, device=token_T3.device)
+    if keep_TN.numel():
+        site = arguments(key, token_T3)[:4]
+        _keep_mask[(len(token_T3),)](*site, keep_TN, width, BLOCK=block_of(width))
+    return keep_TN.view(torch.bool)
+
+
 def block_of(width: int) -> int:
     """The BLOCK of ``dimensions``: whole Philox counters, a power of two."""
-    return max(128, triton.next_power_of_2(width))
+    return max(128, int(triton.next_power_of_2(width)))
 
 
 def arguments(key: SiteKey | None, instead: Tensor) -> tuple[Any, ...]:
@@ -65,7 +86,3 @@ def arguments(key: SiteKey | None, instead: Tensor) -> tuple[Any, ...]:
 
 def _signed(word: int) -> int:
     return word - (1 << 32) if word >> 31 else word
-
-
-RUNTIME = ("k0", "k1", "threshold", "rows", "chunk")
-"""Arguments that Triton is not to specialise to."""
