@@ -226,8 +226,8 @@ def _attend(qkv: Tensor, layout: Layout, heads: int, key: SiteKey | None, grad: 
     return torch.autograd.grad(attention(qkv, layout, heads, key), qkv, grad)
 
 
-def _attend_padded(padded: Tensor, inside: Tensor, p: float, grad: Tensor) -> object:
-    out = F.scaled_dot_product_attention(*padded.unbind(0), attn_mask=inside, dropout_p=p)
+def _attend_padded(padded: list[Tensor], inside: Tensor, p: float, grad: Tensor) -> object:
+    out = F.scaled_dot_product_attention(*padded, attn_mask=inside, dropout_p=p)
     return torch.autograd.grad(out, padded, grad)
 
 
@@ -243,7 +243,7 @@ def measure_attention(tiny: bool) -> dict[str, Any]:
         layout = layout_of(log_normal_lengths(B, mean, 512))
         qkv = normal(layout.tokens, 3 * H * d).bfloat16().requires_grad_()
         grad = normal(layout.tokens, H * d).bfloat16()
-        padded = normal(3, B, H, layout.longest, d).bfloat16().requires_grad_()
+        padded = [normal(B, H, layout.longest, d, seed=n).bfloat16().requires_grad_() for n in range(3)]
         grad_padded = normal(B, H, layout.longest, d).bfloat16()
         inside = (torch.arange(layout.longest, device=DEVICE) < layout.length_B[:, None])[:, None, None]
         row = found[f"{B} sequences of {mean} tokens on average, {H} heads of {d}"] = {}
