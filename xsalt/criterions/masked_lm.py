@@ -114,7 +114,7 @@ class MaskedLM:
     def __call__(self, model: Any, hidden: Hidden, batch: Batch) -> Loss:
         h_TD = hidden[self.layers[0]]
         loss = h_TD.sum() * 0.0
-        right, targets = 0.0, batch.mlm
+        right, targets = torch.zeros((), device=h_TD.device), batch.mlm
         if targets is None or len(targets.position_N) == 0:
             return Loss(loss.float(), {"accuracy": (0.0, 0.0)})
         for members, ids_V, target_N in self.groups(targets, batch.languages, model):
@@ -128,7 +128,7 @@ class MaskedLM:
                 else:
                     part, hits = _loss_over(*arguments)
                 loss = loss + part
-                right += float(hits)
+                right += hits
         return Loss(loss, {"accuracy": (right, float(len(targets.position_N)))})
 
 

@@ -28,6 +28,8 @@ from xsalt.text.tokenizer import Tokenizer
 
 TILE = 512
 """Positions scored at a time against one vocabulary: the logits of a tile stay in the processor's cache."""
+CUDA_TILE = 8192
+"""The same on CUDA, where a tile is to be work for the whole device."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,16 @@ def best_of(query_ND: Tensor, candidates: Candidates, k: int) -> tuple[Tensor, T
     N, V = len(query_ND), len(candidates.ids_V)
     ids_Nk = torch.full((N, k), -1, dtype=torch.int64, device=query_ND.device)
     probability_Nk = torch.zeros((N, k), device=query_ND.device)
-    for start in range(0, N if V else 0, TILE):
-        logits = F.linear(query_ND[start : start + TILE], candidates.rows_VD).float()
+    size = CUDA_TILE if query_ND.is_cuda else TILE
+    for start in range(0, N if V else 0, size):
+        tile = slice(start, start + size)
+        logits = F.linear(query_ND[tile], candidates.rows_VD).float()
         logits += candidates.bias_V
         top, column = top_of(logits, min(k, V))
         highest = top[:, :1].clone()
         total = logits.sub_(highest).exp_().sum(1, keepdim=True)
-        ids_Nk[start : start + TILE, : top.shape[1]] = candidates.ids_V[column]
-        probability_Nk[start : start + TILE, : top.shape[1]] = (top - highest).exp() / total
+        ids_Nk[tile, : top.shape[1]] = candidates.ids_V[column]
+        probability_Nk[tile, : top.shape[1]] = (top - highest).exp() / total
     return ids_Nk, probability_Nk
 
 
@@ -141,8 +145,8 @@ class Scorer:
             if len(position_N) == 0:
                 continue
             query_ND = query_TD[torch.from_numpy(position_N).to(self.device)]
-            for index, candidates in enumerate(self.candidates[initial]):
-                ids_Nk, probability_Nk = best_of(query_ND, candidates, k)
-                ids_TLk[position_N, index] = ids_Nk.cpu().numpy()
-                probability_TLk[position_N, index] = probability_Nk.cpu().numpy()
+            found = [best_of(query_ND, candidates, k) for candidates in self.candidates[initial]]
+            if found:  # read from the device once for all languages
+                ids_TLk[position_N] = torch.stack([ids for ids, _ in found], 1).cpu().numpy()
+                probability_TLk[position_N] = torch.stack([chances for _, chances in found], 1).cpu().numpy()
         return ids_TLk, probability_TLk
