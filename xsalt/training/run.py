@@ -189,7 +189,10 @@ class Setup:
             device=str(self.device),
             precision=self.precision,
             alone=len(self.config.criterions) == 1,
-            augmenters=self.config.augmenters,
+            augmenters={
+                name: component_config(REGISTRIES["augmenter"], name, self.config.node("augmenter", name))
+                for name in self.config.augmenters
+            },
         )
 
 
