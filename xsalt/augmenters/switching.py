@@ -148,7 +148,8 @@ class Switcher:
         if config.sampling == "nearest":
             nearness_L = weight_L * self.table.coverage(config.threshold)
             weight_L = nearness_L if nearness_L.sum() > 0 else weight_L
-        return np.cumsum(weight_L) / weight_L.sum()
+        cumulative_L: npt.NDArray[np.float64] = np.cumsum(weight_L) / weight_L.sum()
+        return cumulative_L
 
     def vocabulary_ids(self) -> Numbers:
         """Ids that a token may be switched to. Says so if there are none."""
@@ -254,19 +255,19 @@ class Switcher:
 
         ``sample`` takes the first whose cumulative probability, among those that reach the threshold, exceeds the draw.
         """
-        ids_Nk, float16_Nk = (array[:, : self.ranks] for array in self.table.lookup(corpus_N, column_N))
-        surest_N = draws.surest_of_its_kind(at, float16_Nk[:, 0])
-        ids_Nk, probability_Nk = ids_Nk[surest_N], float16_Nk[surest_N].astype(np.float32)
+        ids_Nk, half_Nk = self.table.lookup(corpus_N, column_N)
+        ids_Nk, probability_Nk = ids_Nk[:, : self.ranks], half_Nk[:, : self.ranks].astype(np.float32)
+        surest_N = draws.surest_of_its_kind(at, probability_Nk[:, 0])
+        ids_Nk, probability_Nk = ids_Nk[surest_N], probability_Nk[surest_N]
         sure_Nk = (ids_Nk >= 0) & (probability_Nk >= self.threshold_L[column_N][:, None])
-        rank_N1 = np.zeros((len(at), 1), dtype=np.int64)
+        rank_N = np.zeros(len(at), dtype=np.int64)
         if self.ranks > 1:
             sum_Nk = np.cumsum(np.where(sure_Nk, probability_Nk, 0.0), axis=1, dtype=np.float64)
             passed_Nk = sum_Nk <= draws.of_tokens("choice", at)[:, None] * sum_Nk[:, -1:]
-            rank_N1 = np.minimum(passed_Nk.sum(1, keepdims=True), self.ranks - 1)
-        sure_N, id_N, probability_N = (
-            np.take_along_axis(array, rank_N1, 1)[:, 0] for array in (sure_Nk, ids_Nk, probability_Nk)
-        )
-        return np.where(sure_N, id_N, -1).astype(np.int64), probability_N
+            rank_N = np.minimum(passed_Nk.sum(1), self.ranks - 1)
+        row_N = np.arange(len(at))
+        id_N = np.where(sure_Nk[row_N, rank_N], ids_Nk[row_N, rank_N], -1).astype(np.int64)
+        return id_N, probability_Nk[row_N, rank_N]
 
     def _figures(self, switched_N: Numbers, words_N: Numbers, probability_N: Floats) -> dict[str, tuple[float, float]]:
         """What is logged: from the columns of switched tokens and of all tokens that are not special."""

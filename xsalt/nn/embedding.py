@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from xsalt.batch import Batch
 from xsalt.errors import UserError
 from xsalt.kernels.embedding import embed
+from xsalt.kernels.reference import dropout
 from xsalt.nn.dropout import KeyedDropout
 from xsalt.nn.encoder import EncoderConfig
 
@@ -240,11 +241,10 @@ class Embeddings(nn.Module):
             return embed(weight_AD, row_N, *places, *norm, key, sparse=sparse)
         sequence_T = None if mix.by_token else layout.sequence_T
         if not mix.after:
-            mates = {"other_T": row_N[T:], "r": mix.r, "r_row_T": sequence_T}
-            return embed(weight_AD, row_N[:T], *places, *norm, key, sparse=sparse, **mates)
+            row_T, other_T, r = row_N[:T], row_N[T:], mix.r
+            return embed(weight_AD, row_T, *places, *norm, key, other_T=other_T, r=r, r_row_T=sequence_T, sparse=sparse)
         # Both sides as one batch of 2T tokens, so that the table gets one gradient; a mask drops from what is mixed.
         twice = (self.position, position_T.repeat(2), self.token_type, type_T.repeat(2))
         source_TD, other_TD = embed(weight_AD, row_N, *twice, *norm, sparse=sparse).chunk(2)
         r_TX = mix.r if sequence_T is None else mix.r[sequence_T]
-        mixed_TD = torch.lerp(other_TD, source_TD, r_TX.to(other_TD.dtype).expand_as(other_TD))
-        return self.dropout(mixed_TD)
+        return dropout(torch.lerp(other_TD, source_TD, r_TX.to(other_TD.dtype).expand_as(other_TD)), key)
