@@ -104,11 +104,13 @@ class Mix:
     """What embedding mixup reads: word embedding = r * E[ids] + (1 - r) * E[other ids], before position and type.
 
     ``r``: float32, (B, D) by instance and dimension, (B, 1) by instance, or (T, 1) by token, as ``by_token`` says.
+    ``after``: mix the embedding layer's outputs in place of word rows: LayerNorm(E + position + type) of both.
     """
 
     other_ids_T: Tensor
     r: Tensor
     by_token: bool = False
+    after: bool = False
 
 
 @dataclass(frozen=True)
@@ -218,4 +220,4 @@ def _join_mixes(batches: Sequence[Batch]) -> Mix | None:
         rows = len(batch.ids_T) if known.by_token else batch.layout.size
         others.append(batch.ids_T if batch.mix is None else batch.mix.other_ids_T)
         numbers.append(known.r.new_ones(rows, known.r.shape[1]) if batch.mix is None else batch.mix.r)
-    return Mix(torch.cat(others), torch.cat(numbers), known.by_token)
+    return replace(known, other_ids_T=torch.cat(others), r=torch.cat(numbers))

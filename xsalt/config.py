@@ -89,6 +89,11 @@ class EvalConfig:
         None, "updates between evaluations on the source language's dev set; null: every epoch", at_least=1
     )
     split: str = key("dev", "split that is evaluated in every language when training ends")
+    chrf: bool = key(
+        False,
+        "chrF of switched dev sentences in RUN/augmentation.json, if the dev sets are parallel: scores the dev set too",
+        hashed=False,
+    )
     patience: int | None = key(None, "stop after so many evaluations without a better one; null: never", at_least=1)
 
 

@@ -112,8 +112,8 @@ class Needs:
     precision: str = "fp32"
     alone: bool = True
     """For criterions: whether this is the only one of the run."""
-    augmenters: Sequence[str] = ()
-    """Names of the run's augmenters, in order."""
+    augmenters: Mapping[str, Any] = field(default_factory=dict)
+    """The run's augmenters in order: name -> its ``Config``, so that one can go by the keys of another."""
     table: Any = None
     """The opened ``SubstitutionTable``, for components with the attribute ``needs_table``."""
     vocabularies: Any = None

@@ -49,6 +49,23 @@ def test_a_table_is_the_same_bytes_wherever_it_is_made_and_its_stats_have_p_at_1
     assert "P@1" in capsys.readouterr().out
 
 
+def test_a_dev_set_with_parallel_rows_gets_chrf_and_one_without_does_not(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_nli(tmp_path / "other", train=32, dev=9)
+    rows = (other / "dev-ru.tsv").read_text(encoding="utf-8").splitlines()
+    (other / "dev-ru.tsv").write_text("\n".join(rows[:-1]) + "\n", encoding="utf-8")
+    for folder, parallel in ((data, {"fr", "ru"}), (other, {"fr"})):
+        out = tmp_path / f"table-{folder.name}"
+        keys = [f"data.root={folder}", "corpus=dev", "distill.layer=0", f"out={out}", *TINY]
+        assert augment.main(["--task", "xnli", *keys]) == 0
+        languages = json.loads((out / "stats.json").read_text())["languages"]
+        for language, row in languages.items():
+            assert (set(row) >= {"chrf_switched", "chrf_source"}) is (language in parallel)
+            assert ("chrf_source" in row) is (language in parallel)
+        assert "chrF" in capsys.readouterr().out
+
+
 def test_a_corpus_that_does_not_exist_is_one_line(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert augment.main(["--task", "xnli", f"data.root={data}", "corpus=/nowhere.txt", *TINY]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]

@@ -102,12 +102,19 @@ class SubstitutionTable:
         """Ids and probabilities of shape (T, k) for tokens of the corpus, each in its own language (an index)."""
         return self.ids_NLK[corpus_T, language_T], self.probability_NLK[corpus_T, language_T]
 
-    def vocabulary_ids(self, threshold: float) -> npt.NDArray[np.int64]:
-        """Sorted ids that some token may become at this threshold."""
+    def vocabulary_ids(self, threshold: float | npt.NDArray[np.float32], k: int | None = None) -> npt.NDArray[np.int64]:
+        """Sorted ids that some token may become.
+
+        Args:
+            threshold: least probability that is accepted, one for all languages or of shape (L,).
+            k: how many of a token's substitutions count, best first; None: all.
+        """
+        threshold_L1 = np.asarray(threshold, dtype=np.float32).reshape(-1, 1)
         seen = np.zeros(1, dtype=np.bool_)
         for start in range(0, len(self), 1 << 18):
-            ids = self.ids_NLK[start : start + (1 << 18)]
-            taken = ids[(ids >= 0) & (self.probability_NLK[start : start + (1 << 18)].astype(np.float32) >= threshold)]
+            part = (slice(start, start + (1 << 18)), slice(None), slice(k))
+            ids = self.ids_NLK[part]
+            taken = ids[(ids >= 0) & (self.probability_NLK[part].astype(np.float32) >= threshold_L1)]
             if len(taken) and int(taken.max()) >= len(seen):
                 seen = np.concatenate([seen, np.zeros(int(taken.max()) + 1 - len(seen), dtype=np.bool_)])
             seen[taken] = True

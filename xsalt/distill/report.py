@@ -16,21 +16,28 @@ from xsalt.text.tokenizer import Tokenizer
 
 
 def measure(
-    table: SubstitutionTable, dataset: Dataset, tokenizer: Tokenizer, lexicons: Mapping[str, Path]
+    table: SubstitutionTable,
+    dataset: Dataset,
+    tokenizer: Tokenizer,
+    lexicons: Mapping[str, Path],
+    chrf: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
-    """The table's statistics with ``p_at_1`` for each language that has a lexicon; written to ``stats.json`` too."""
+    """The table's statistics with ``p_at_1`` for each language that has a lexicon, and with the figures of
+    ``chrf_of_switching``; written to ``stats.json`` too."""
     stats = table.stats()
     ids, special = np.asarray(dataset.ids), np.asarray(dataset.special)
     for language, path in lexicons.items():
         share, n = p_at_1(table, ids, special, tokenizer, read_lexicon(path), language)
         stats["languages"][language] |= {"p_at_1": round(share, 4), "p_at_1_n": n}
+    for language, figures in chrf.items():
+        stats["languages"][language] |= figures
     write_json(table.folder / STATS, stats)
     return stats
 
 
 def describe(stats: Mapping[str, Any]) -> str:
     """The statistics as a table for people."""
-    header = ("language", "vocabulary", "coverage", "probability", "P@1", "of")
+    header = ("language", "vocabulary", "coverage", "probability", "P@1", "of", "chrF", "unswitched")
     rows = [header]
     for language, of_language in stats["languages"].items():
         rows.append(
@@ -41,6 +48,8 @@ def describe(stats: Mapping[str, Any]) -> str:
                 f"{of_language['mean_probability']:.3f}",
                 f"{of_language['p_at_1']:.3f}" if "p_at_1" in of_language else "",
                 str(of_language.get("p_at_1_n", "")),
+                str(of_language.get("chrf_switched", "")),
+                str(of_language.get("chrf_source", "")),
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]

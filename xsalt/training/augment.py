@@ -12,6 +12,7 @@ from xsalt.distill.report import describe, measure, samples
 from xsalt.errors import UserError
 from xsalt.logging import say
 from xsalt.text.vocabulary_backends import build_vocabularies
+from xsalt.training.quality import chrf_of_dev
 from xsalt.training.run import Setup, substitution_table
 
 COVERED = 0.3
@@ -37,7 +38,8 @@ def augment(config: Composed, corpus: str, lexicon: str | None, sample: int, out
     if out:
         table = table.copy_to(Path(out))
     has_vocabulary = {language: path for language, path in lexicons.items() if language in table.languages}
-    print(describe(measure(table, dataset, setup.tokenizer, has_vocabulary)))
+    chrf = chrf_of_dev(setup, table, dataset, COVERED) if corpus == "dev" else {}
+    print(describe(measure(table, dataset, setup.tokenizer, has_vocabulary, chrf)))
     for line in samples(table, dataset, setup.tokenizer, sample, COVERED, config.train.seed):
         print(line)
     say(f"table: {table.folder}")
@@ -53,7 +55,7 @@ def read_corpus(setup: Setup, corpus: str) -> Dataset:
     if corpus == "train":
         examples = setup.read_train()
     elif corpus == "dev":
-        examples = {language: setup.task.read("dev", language) for language in setup.source}
+        examples = {language: setup.examples("dev", language) for language in setup.source}
     elif not Path(corpus).is_file():
         raise UserError(f"corpus={corpus}: no such file; write corpus=train, corpus=dev or corpus=FILE")
     elif Path(corpus).suffix == ".txt":

@@ -32,6 +32,7 @@ from xsalt.registry import REGISTRIES
 from xsalt.text.language_vocab import LanguageVocabularies
 from xsalt.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from xsalt.text.vocabulary_backends import build_vocabularies
+from xsalt.training.quality import record_augmentation
 from xsalt.training.report import evaluate_languages
 from xsalt.training.resume import Checkpoints
 from xsalt.training.show import show_batch
@@ -148,11 +149,14 @@ class Setup:
         return tokenise(examples, self.tokenizer, self.config.train.max_length, self.languages, self.cache)
 
     def read(self, split: str, languages: Sequence[str]) -> Dataset:
-        """A split in some languages, tokenised. Each file is read once, so that its skipped rows are counted once."""
-        for language in languages:
-            if (split, language) not in self._examples:
-                self._examples[split, language] = self.task.read(split, language)
-        return self.tokenise({language: self._examples[split, language] for language in languages})
+        """A split in some languages, tokenised."""
+        return self.tokenise({language: self.examples(split, language) for language in languages})
+
+    def examples(self, split: str, language: str) -> list[Example]:
+        """Rows of a split. Each file is read once, so that its skipped rows are counted once."""
+        if (split, language) not in self._examples:
+            self._examples[split, language] = self.task.read(split, language)
+        return self._examples[split, language]
 
     def model(self, labels: Sequence[str], mlm_head: bool) -> Any:
         """The encoder with its heads, on the device; ``init_parts`` come from ``init_from`` if there is one."""
@@ -191,7 +195,10 @@ class Setup:
             device=str(self.device),
             precision=self.precision,
             alone=len(self.config.criterions) == 1,
-            augmenters=self.config.augmenters,
+            augmenters={
+                name: component_config(REGISTRIES["augmenter"], name, self.config.node("augmenter", name))
+                for name in self.config.augmenters
+            },
         )
 
 
@@ -213,6 +220,7 @@ def train(config: Composed) -> int:
         return 0
     checkpoints.claim()
     state = checkpoints.resume(trainer)
+    record_augmentation(setup, trainer, state, lambda dataset: _table_of(setup, dataset))
     give_back_freed_memory()
     try:
         state = trainer.fit(state)
@@ -349,6 +357,13 @@ def substitution_table(
             setup.config.train.distill,
             setup.cache,
         )
+
+
+def _table_of(setup: Setup, dataset: Dataset) -> SubstitutionTable:
+    """The table of another data set than the one that is trained on."""
+    options = setup.config.train
+    vocabularies = build_vocabularies(setup.tokenizer, setup.languages, setup.source, options.vocabulary, setup.cache)
+    return substitution_table(setup, dataset, vocabularies)
 
 
 def source_score(setup: Setup, model: Any, criterions: dict[str, Any]) -> Any:

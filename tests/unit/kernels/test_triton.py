@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from tests.unit.kernels.gpu import placed
-from tests.unit.kernels.test_cpu import LENGTHS, assert_near, embedding_inputs, run_embed, site
+from tests.unit.kernels.test_cpu import (
+    LENGTHS,
+    MODES,
+    assert_exact_at_both_ends,
+    assert_near,
+    embedding_inputs,
+    run_embed,
+    site,
+)
 from xsalt import kernels
 from xsalt.kernels.philox import SiteKey
 
@@ -44,6 +52,13 @@ def test_the_embedding_and_its_gradients_equal_the_reference(
     leaves, rest = embedding_inputs(lengths, D, mode)
     for number, (fast, plain) in enumerate(both(leaves, rest, site(lengths, p))):
         assert_near(fast, plain, 1e-6 if number == 0 else 1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("p", [0.0, 0.1])
+def test_mixing_is_exact_at_both_ends_and_for_tokens_that_stay(mode: str, p: float) -> None:
+    kernels_in_use[0] = "triton"
+    assert_exact_at_both_ends(mode, p)
 
 
 def test_the_masks_are_the_reference_bit_by_bit() -> None:
