@@ -61,7 +61,7 @@ class _AddAndNorm(torch.autograd.Function):
         low_RD = None if y_RD.dtype == torch.float32 else torch.empty_like(y_RD, memory_format=torch.contiguous_format)
         kept = None
         if differentiable:
-            mean_R, rstd_R = out_RD.new_empty(2, len(out_RD)).unbind(0)
+            mean_R, rstd_R = out_RD.new_empty(len(out_RD)), out_RD.new_empty(len(out_RD))  # each aligned for vectors
             kept = (torch.empty_like(out_RD), mean_R, rstd_R)
             ctx.save_for_backward(*kept, gamma_D)
         norm_forward(residual_RD.contiguous(), y_RD.contiguous(), gamma_D, beta_D, eps, key, out_RD, low_RD, kept)

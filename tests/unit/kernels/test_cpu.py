@@ -107,7 +107,7 @@ def run_embed(
         table, rest["row_T"], positions, rest["position_T"], types, rest["type_T"], gamma, beta, 1e-12, key,
         sparse=sparse, **mix,
     )  # type: ignore[arg-type]  # fmt: skip
-    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out).cos()
+    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view_as(out).cos()
     (out * weights).sum().backward()
     grads = [leaf.grad for leaf in inputs]
     return [out.detach(), *(grad.to_dense() if grad.is_sparse else grad for grad in grads if grad is not None)]
