@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from xsalt.batch import Batch
 from xsalt.errors import UserError
 from xsalt.kernels.embedding import embed
-from xsalt.kernels.reference import dropout
+from xsalt.kernels.norm import dropout
 from xsalt.nn.dropout import KeyedDropout
 from xsalt.nn.encoder import EncoderConfig
 
