@@ -10,24 +10,22 @@ from xsalt.batch import IGNORE
 from xsalt.config import Composed
 from xsalt.data.dataset import Dataset, Example
 from xsalt.distill.lexicon import find_lexicons
-from xsalt.distill.report import describe, measure, samples
+from xsalt.distill.report import describe, measure, samples, warn_if_nothing
 from xsalt.errors import UserError
 from xsalt.logging import say
 from xsalt.text.language_vocab import THIN, LanguageVocabularies, build_vocabularies, overlaps
 from xsalt.text.tokenizer import Tokenizer
 from xsalt.training.run import Setup, substitution_table
 
-COVERED = 0.3
-"""Threshold of the sentences that are shown: the default of code-switching."""
 
-
-def augment(config: Composed, corpus: str, lexicon: str | None, sample: int, out: str | None) -> int:
+def augment(config: Composed, corpus: str, lexicon: str | None, sample: int, threshold: float, out: str | None) -> int:
     """Builds or finds the substitution table of a corpus, and reports on it.
 
     Args:
         corpus: ``train``, ``dev``, or a file in one of the task's formats (``.txt``: a passage a line).
         lexicon: a file or folder of word pairs to measure P@1 against.
         sample: sentences shown, switched in every language.
+        threshold: probability from which substitutions count as accepted here.
         out: folder for a copy of the table.
     """
     setup = Setup.open(config)
@@ -40,8 +38,12 @@ def augment(config: Composed, corpus: str, lexicon: str | None, sample: int, out
     if out:
         table = table.copy_to(Path(out))
     has_vocabulary = {language: path for language, path in lexicons.items() if language in table.languages}
-    print(describe(measure(table, dataset, setup.tokenizer, has_vocabulary)))
-    for line in samples(table, dataset, setup.tokenizer, sample, COVERED, config.train.seed):
+    told = table.stats()["threshold"]
+    stats = measure(table, dataset, setup.tokenizer, has_vocabulary, threshold)
+    print(describe(stats))
+    if threshold != told:
+        warn_if_nothing(stats)
+    for line in samples(table, dataset, setup.tokenizer, sample, threshold, config.train.seed):
         print(line)
     say(f"table: {table.folder}")
     return 0

@@ -345,6 +345,7 @@ def substitution_table(
         vocabularies,
         setup.config.train.distill,
         setup.cache,
+        setup.config.train.batch.size,
     )
 
 
