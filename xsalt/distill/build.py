@@ -100,7 +100,8 @@ class Builder:
                 tokens = slice(int(data.offsets[first]), int(data.offsets[last]))
                 here = slice(tokens.start - whole.start, tokens.stop - whole.start)
                 ids_T, special_T = np.array(data.ids[tokens]), np.array(data.special[tokens])
-                ids_TLk[here], probability_TLk[here] = self.scorer.score(ids_T, special_T, query_TD)
+                best_TLk, probability_TLk[here] = self.scorer.score(ids_T, special_T, query_TD)
+                ids_TLk[here] = self.scorer.same_as_own(best_TLk, ids_T)
             progress.step(end - start)
         return ids_TLk, probability_TLk
 

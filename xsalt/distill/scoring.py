@@ -8,7 +8,8 @@ Two methods, both softmax over V_l only ("predict only tokens of a specific targ
 - ``lens``, for encoders without a head: cosine of an early hidden state with the rows of the embedding table, divided
   by a temperature (ours). Low layers of a multilingual encoder still lie close to their word rows, translations too.
 
-Into a source language the candidates are synonyms: the token itself keeps its share of the softmax but is never chosen.
+A substitution that is the token itself, in whatever case, means "leave it as it is". Into a source language the
+candidates are synonyms: there the token itself keeps its share of the softmax but is never chosen.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from xsalt.batch import Batch
 from xsalt.config_distill import DistillConfig
-from xsalt.distill.words import stands_alone, starts_word_V, whole_words_T
+from xsalt.distill.words import spellings, stands_alone, starts_word_V, whole_words_T
 from xsalt.text.language_vocab import UNSPACED, LanguageVocabularies, letters_V
 from xsalt.text.tokenizer import Tokenizer
 
@@ -41,22 +42,24 @@ class Candidates:
     """What may replace a token in one language: ids, their decoder rows and biases.
 
     Attributes:
-        synonyms: the language is a source language, so that a token is no candidate for itself.
+        spelling_V: numbers of their spellings, see ``spellings``.
+        synonyms: the language is a source language, so that a token is no candidate for itself, in whatever case.
     """
 
     ids_V: Tensor
+    spelling_V: Tensor
     rows_VD: Tensor
     bias_V: Tensor
     synonyms: bool = False
 
 
-def best_of(query_ND: Tensor, own_N: Tensor, candidates: Candidates, k: int) -> tuple[Tensor, Tensor]:
+def best_of(query_ND: Tensor, spelling_N: Tensor, candidates: Candidates, k: int) -> tuple[Tensor, Tensor]:
     """The k most probable candidates of each position, ids and probabilities (float32), of shape (N, k).
 
     The softmax runs over all the candidates. Ties go to the lower id. Where there are fewer than k, ids are -1.
 
     Args:
-        own_N: the ids of the tokens themselves.
+        spelling_N: numbers of the spellings of the tokens themselves.
     """
     N, V = len(query_ND), len(candidates.ids_V)
     ids_Nk = torch.full((N, k), -1, dtype=torch.int64, device=query_ND.device)
@@ -68,7 +71,7 @@ def best_of(query_ND: Tensor, own_N: Tensor, candidates: Candidates, k: int) -> 
         logits += candidates.bias_V
         if candidates.synonyms:
             own = torch.zeros_like(logits, dtype=torch.bool)
-            own[:rows] = candidates.ids_V == own_N[tile, None]
+            own[:rows] = candidates.spelling_V == spelling_N[tile, None]
             top, column = top_of(logits.masked_fill(own, -torch.inf), min(k, V))
             highest = logits.amax(1, keepdim=True)
         else:
@@ -130,6 +133,7 @@ class Scorer:
         self.layer = model.mlm_layer if method == "mlm" else config.layer
         self.words_V = letters_V(tokenizer)
         self.starts_V = starts_word_V(tokenizer)
+        self.spelling_V = spellings(tokenizer)
         self.spelt_V = np.array([any(map(str.isalnum, piece)) for piece in tokenizer.pieces()], dtype=np.bool_)
         self.device = next(model.parameters()).device
         self.candidates: dict[bool, list[Candidates]] = {True: [], False: []}
@@ -145,10 +149,13 @@ class Scorer:
 
     def _candidates(self, ids: npt.NDArray[np.int64], synonyms: bool) -> Candidates:
         ids_V = torch.from_numpy(ids).to(self.device)
+        spelling_V = torch.from_numpy(self.spelling_V[ids]).to(self.device)
         rows_VD = self.model.embeddings.word.rows(ids_V).float()
         if self.method == "lens":
-            return Candidates(ids_V, F.normalize(rows_VD), torch.zeros(len(ids), device=self.device), synonyms)
-        return Candidates(ids_V, rows_VD, self.model.mlm_head.bias[ids_V].float(), synonyms)
+            rows_VD, bias_V = F.normalize(rows_VD), torch.zeros(len(ids), device=self.device)
+        else:
+            bias_V = self.model.mlm_head.bias[ids_V].float()
+        return Candidates(ids_V, spelling_V, rows_VD, bias_V, synonyms)
 
     def queries(self, batch: Batch) -> Tensor:
         """What the candidates' rows are multiplied with, (T, D): one pass of the encoder, up to the layer that is
@@ -158,6 +165,12 @@ class Scorer:
         if self.method == "lens":
             return F.normalize(h_TD.float()) / self.config.temperature
         return self.model.mlm_transform(h_TD).float()  # type: ignore[no-any-return]
+
+    def same_as_own(self, ids_TLk: npt.NDArray[np.int32], ids_T: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """The substitutions, with the token's own id, "leave it as it is", for what differs from it in case alone."""
+        own_T = ids_T[:, None, None]
+        same = (ids_TLk >= 0) & (self.spelling_V[ids_TLk] == self.spelling_V[own_T])
+        return np.where(same, own_T, ids_TLk)
 
     def scored(self, ids_T: npt.NDArray[np.integer], special_T: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """Which tokens of whole sequences are scored."""
@@ -182,9 +195,9 @@ class Scorer:
             if len(position_N) == 0:
                 continue
             query_ND = query_TD[torch.from_numpy(position_N).to(self.device)]
-            own_N = torch.from_numpy(ids_T[position_N].astype(np.int64)).to(self.device)
+            spelling_N = torch.from_numpy(self.spelling_V[ids_T[position_N]]).to(self.device)
             for index, candidates in enumerate(self.candidates[initial]):
-                ids_Nk, probability_Nk = best_of(query_ND, own_N, candidates, k)
+                ids_Nk, probability_Nk = best_of(query_ND, spelling_N, candidates, k)
                 ids_TLk[position_N, index] = ids_Nk.cpu().numpy()
                 probability_TLk[position_N, index] = probability_Nk.cpu().numpy()
         return ids_TLk, probability_TLk

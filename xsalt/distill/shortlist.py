@@ -49,8 +49,8 @@ class ShortlistScorer(Scorer):
         every = [candidates for kind in whole.candidates.values() for candidates in kind]
         self.ids_U, first = np.unique(np.concatenate([c.ids_V.cpu().numpy() for c in every]), return_index=True)
         self.rows_UD = torch.cat([c.rows_VD for c in every])[torch.from_numpy(first).to(self.device)]
-        own_W = np.minimum(np.searchsorted(self.ids_U, kept), max(0, len(self.ids_U) - 1))
-        self.own_W = torch.from_numpy(np.where(self.ids_U[own_W] == kept, own_W, -2)).to(self.device)
+        self.row_spelling_U = torch.from_numpy(self.spelling_V[self.ids_U]).to(self.device)
+        self.spelling_W = torch.from_numpy(self.spelling_V[kept]).to(self.device)
         self.synonyms_L = torch.tensor([c.synonyms for c in whole.candidates[True]], device=self.device)
         self.has_synonyms = any(c.synonyms for c in whole.candidates[True])
         L, S = len(whole.candidates[True]), whole.config.shortlist
@@ -136,7 +136,8 @@ class ShortlistScorer(Scorer):
         logits_MS = logits_NLS.masked_fill(row_NLS < 0, NONE).view(N * L, S)
         k = min(self.config.k, S)
         if self.has_synonyms:
-            own_NLS = (row_NLS == self.own_W[piece_N][:, None, None]) & self.synonyms_L[:, None]
+            own_NLS = self.row_spelling_U[row_NLS.clamp(min=0)] == self.spelling_W[piece_N][:, None, None]
+            own_NLS &= self.synonyms_L[:, None]
             top, column = top_of(logits_MS.masked_fill(own_NLS.view(N * L, S), -torch.inf), k)
             highest = logits_MS.amax(1, keepdim=True)
         else:

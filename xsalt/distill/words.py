@@ -18,7 +18,7 @@ UNSPACED_SCRIPTS = frozenset(script for language in UNSPACED for script in SCRIP
 
 def starts_word_V(tokenizer: Tokenizer) -> npt.NDArray[np.bool_]:
     """Pieces that start a word: by the tokenizer's mark, or because their script is written without spaces."""
-    starts_V = tokenizer.word_initial_V.copy()
+    starts_V: npt.NDArray[np.bool_] = tokenizer.word_initial_V.copy()
     for i, piece in enumerate(tokenizer.pieces()):
         text = piece_text(piece)
         if not starts_V[i] and not text.isascii() and _script(text[0]) in UNSPACED_SCRIPTS:
@@ -28,6 +28,12 @@ def starts_word_V(tokenizer: Tokenizer) -> npt.NDArray[np.bool_]:
 
 def _script(letter: str) -> str:
     return unicodedata.name(letter, "?").split()[0]
+
+
+def spellings(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
+    """A number for each piece; pieces that write the same, whatever their case and marks, have the same number."""
+    number: dict[str, int] = {}
+    return np.array([number.setdefault(piece_text(p).casefold(), len(number)) for p in tokenizer.pieces()])
 
 
 def whole_words_T(
