@@ -54,7 +54,7 @@ def target_languages(
         )
     if not targets:
         raise UserError(
-            f"no target language has a vocabulary (asked for: {', '.join(languages) or 'none'}): "
+            f"no target language has a vocabulary (asked for: {', '.join(wanted) or 'none'}): "
             "name some with languages=[...] and give plain text with vocabulary.text=DIR"
         )
     return targets
