@@ -131,10 +131,13 @@ class Scorer:
         self.method = method
         self.config = config
         self.layer = model.mlm_layer if method == "mlm" else config.layer
+        pieces = tokenizer.pieces()
         self.words_V = letters_V(tokenizer)
-        self.starts_V = starts_word_V(tokenizer)
-        self.spelling_V = spellings(tokenizer)
-        self.spelt_V = np.array([any(map(str.isalnum, piece)) for piece in tokenizer.pieces()], dtype=np.bool_)
+        self.starts_V = starts_word_V(pieces, tokenizer.word_initial_V)
+        self.spelling_V = spellings(pieces)
+        self.spelt_V = np.zeros(len(pieces), dtype=np.bool_)
+        if config.whole_words:
+            self.spelt_V[:] = [any(map(str.isalnum, piece)) for piece in pieces]
         self.device = next(model.parameters()).device
         self.candidates: dict[bool, list[Candidates]] = {True: [], False: []}
         for language in languages:

@@ -6,6 +6,7 @@ Shapes: T tokens of whole sequences, V vocabulary, N ids.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,11 @@ from xsalt.text.tokenizer import Tokenizer
 UNSPACED_SCRIPTS = frozenset(script for language in UNSPACED for script in SCRIPTS[language])
 
 
-def starts_word_V(tokenizer: Tokenizer) -> npt.NDArray[np.bool_]:
-    """Pieces that start a word: by the tokenizer's mark, or because their script is written without spaces."""
-    starts_V: npt.NDArray[np.bool_] = tokenizer.word_initial_V.copy()
-    for i, piece in enumerate(tokenizer.pieces()):
+def starts_word_V(pieces: Sequence[str], initial_V: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Pieces that start a word: by the tokenizer's mark (``initial_V``), or as their script is written without
+    spaces."""
+    starts_V = initial_V.copy()
+    for i, piece in enumerate(pieces):
         text = piece_text(piece)
         if not starts_V[i] and not text.isascii() and _script(text[0]) in UNSPACED_SCRIPTS:
             starts_V[i] = True
@@ -30,10 +32,10 @@ def _script(letter: str) -> str:
     return unicodedata.name(letter, "?").split()[0]
 
 
-def spellings(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
+def spellings(pieces: Sequence[str]) -> npt.NDArray[np.int64]:
     """A number for each piece; pieces that write the same, whatever their case and marks, have the same number."""
     number: dict[str, int] = {}
-    return np.array([number.setdefault(piece_text(p).casefold(), len(number)) for p in tokenizer.pieces()])
+    return np.array([number.setdefault(piece_text(p).casefold(), len(number)) for p in pieces])
 
 
 def whole_words_T(

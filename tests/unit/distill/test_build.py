@@ -22,7 +22,7 @@ from xsalt.data.substitutions import SubstitutionTable, new_table
 from xsalt.distill import build, parts
 from xsalt.distill.build import Builder, ids_in
 from xsalt.distill.parts import Parts
-from xsalt.distill.scoring import Scorer
+from xsalt.distill.scoring import Candidates, Scorer, best_of
 from xsalt.distill.shortlist import ShortlistScorer
 from xsalt.distill.table import build_table
 from xsalt.nn.inference import inference
@@ -247,3 +247,21 @@ def test_a_substitution_that_differs_in_case_alone_means_the_token_itself(tokeni
     best = np.array([[[capital, -1]], [[tree, cat]], [[-1, capital]]], dtype=np.int32)
     own = np.array([tree, tree, cat], dtype=np.int32)
     assert scorer.same_as_own(best, own).tolist() == [[[tree, -1]], [[tree, cat]], [[-1, capital]]]
+
+
+@pytest.mark.parametrize(("positions", "candidates", "width"), [(1, 40_000, 32), (3, 8000, 384), (700, 4003, 384)])
+def test_scores_have_the_same_bits_for_any_number_of_threads(positions: int, candidates: int, width: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    rows, query = (torch.randn(n, width, generator=rng) for n in (candidates, positions))
+    number = torch.arange(candidates)
+    results = []
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        offered = Candidates(number, number, rows, torch.zeros(candidates), synonyms=True)
+        results.append(best_of(query / 5, number[:positions], offered, 4))
+    for ids, probability in results[1:]:
+        assert torch.equal(ids, results[0][0])
+        assert torch.equal(probability, results[0][1])
+    expected = (query.double() / 5 @ rows.double().T).softmax(1)
+    expected[torch.arange(positions), torch.arange(positions)] = 0
+    torch.testing.assert_close(results[0][1].double(), expected.topk(4, dim=1).values, rtol=1e-4, atol=1e-9)
