@@ -197,6 +197,8 @@ class TableWriter:
         self.stats: dict[str, Any] = {}
         for name, dtype in ((IDS, np.int32), (PROBABILITY, np.float16)):
             np.lib.format.open_memmap(folder / name, mode="w+", dtype=dtype, shape=self.shape).flush()
+            with (folder / name).open("r+b") as file:  # on a full disk this is an error; a write to a map is a crash
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
         for start in range(0, tokens, _CHUNK):
             self.ids_NLK[start : start + _CHUNK] = -1
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from xsalt.data.substitutions import Ids, Probabilities
+from xsalt.errors import UserError
 from xsalt.logging import say
 
 
@@ -75,6 +76,18 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Raises ``UserError`` where the file system refuses something inside the block."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder.parent}: the substitution table can't be written ({error.strerror}): "
+            "make room (what is done is kept), or set XSALT_CACHE to another folder"
+        ) from error
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from xsalt.config_distill import DistillConfig
 from xsalt.data.dataset import Dataset
 from xsalt.data.substitutions import MANIFEST, SubstitutionTable, fingerprint_of, new_table, table_fingerprint
 from xsalt.distill.build import BLOCK, SPAN, Builder, ids_in
-from xsalt.distill.parts import Parts, workplace
+from xsalt.distill.parts import Parts, workplace, writable
 from xsalt.distill.report import warn_if_nothing
 from xsalt.distill.scoring import Scorer
 from xsalt.distill.shortlist import ShortlistScorer
@@ -160,10 +160,13 @@ def build_table(
 
     Args:
         languages: those of the table, in its order; ``source`` those among them that are source languages.
+
+    Raises:
+        UserError: if there is nothing to score with, or the folder can't be written.
     """
     if method == "lens" and config.layer > model.config.layers:
         raise UserError(f"distill.layer={config.layer}: the encoder has hidden layers 0 to {model.config.layers}")
-    with workplace(folder) as place:
+    with writable(folder), workplace(folder) as place:
         if fingerprint_of(folder) == fingerprint:
             return
         say(

@@ -20,7 +20,7 @@ UNSPACED_SCRIPTS = frozenset(script for language in UNSPACED for script in SCRIP
 def starts_word_V(pieces: Sequence[str], initial_V: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Pieces that start a word: by the tokenizer's mark (``initial_V``), or as their script is written without
     spaces."""
-    starts_V = initial_V.copy()
+    starts_V: npt.NDArray[np.bool_] = initial_V.copy()
     for i, piece in enumerate(pieces):
         text = piece_text(piece)
         if not starts_V[i] and not text.isascii() and _script(text[0]) in UNSPACED_SCRIPTS:

@@ -25,6 +25,7 @@ from xsalt.distill.parts import Parts
 from xsalt.distill.scoring import Candidates, Scorer, best_of
 from xsalt.distill.shortlist import ShortlistScorer
 from xsalt.distill.table import build_table
+from xsalt.errors import UserError
 from xsalt.nn.inference import inference
 from xsalt.text.tokenizer import Tokenizer
 
@@ -196,6 +197,28 @@ def test_without_locks_each_process_has_a_place_of_its_own(
     monkeypatch.setattr(parts.fcntl, "flock", no_locks)
     assert make(tmp_path / "again", tokenizer, dataset, "lens", 32) == whole
     assert {p.name for p in tmp_path.iterdir() if p.name.startswith(".again-own")} == set()
+
+
+def test_a_full_disk_is_one_error_line_and_loses_nothing(
+    tokenizer: Tokenizer, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    write = Parts.write
+
+    def limited(self: Parts, span: int, *arrays: Any) -> None:
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        written.append(span)
+        write(self, span, *arrays)
+
+    monkeypatch.setattr(Parts, "write", limited)
+    with pytest.raises(UserError, match=r"can't be written \(No space left on device\): make room"):
+        make(tmp_path / "table", tokenizer, dataset, "lens", 32)
+    assert not (tmp_path / "table").exists()
+    monkeypatch.setattr(Parts, "write", lambda self, span, *arrays: (written.append(span), write(self, span, *arrays)))
+    again = make(tmp_path / "table", tokenizer, dataset, "lens", 32)
+    assert written == [0, 1, 2, 3, 4]
+    assert again == make(tmp_path / "whole", tokenizer, dataset, "lens", 32)
 
 
 @pytest.fixture
