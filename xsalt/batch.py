@@ -20,6 +20,13 @@ MASKED_VIEW = 1024
 """Added to the view of a sequence's masked copy, so that a copy draws other random numbers than its original."""
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device. What goes from the CPU to CUDA does not wait for what is computed there."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return (tensor.pin_memory() if tensor.numel() else tensor).to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where the sequences lie in the packed tokens. ``lengths_B``: int64 numpy array, every length at least 1."""
@@ -47,23 +54,39 @@ class Layout:
     @cached_property
     def offset_B1(self) -> Tensor:
         """``offsets`` as a tensor."""
-        return torch.from_numpy(self.offsets).to(self.device)
+        return to_device(torch.from_numpy(self.offsets), self.device)
+
+    @cached_property
+    def length_B(self) -> Tensor:
+        """``lengths_B`` as a tensor."""
+        return to_device(torch.from_numpy(self.lengths_B), self.device)
 
     @cached_property
     def first_B(self) -> Tensor:
         """Index of the first token of each sequence."""
-        return torch.from_numpy(self.offsets[:-1].copy()).to(self.device)
+        return to_device(torch.from_numpy(self.offsets[:-1].copy()), self.device)
+
+    @cached_property
+    def sequences(self) -> np.ndarray:
+        """Number of the sequence that each token belongs to (numpy int64)."""
+        number_T: np.ndarray = np.repeat(np.arange(self.size, dtype=np.int64), self.lengths_B)
+        return number_T
+
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """Position of each token within its sequence, from 0 (numpy int64)."""
+        position_T: np.ndarray = np.arange(self.tokens, dtype=np.int64) - np.repeat(self.offsets[:-1], self.lengths_B)
+        return position_T
 
     @cached_property
     def sequence_T(self) -> Tensor:
-        """Number of the sequence that each token belongs to."""
-        return torch.from_numpy(np.repeat(np.arange(self.size, dtype=np.int64), self.lengths_B)).to(self.device)
+        """``sequences`` as a tensor."""
+        return to_device(torch.from_numpy(self.sequences), self.device)
 
     @cached_property
     def position_T(self) -> Tensor:
-        """Position of each token within its sequence, from 0."""
-        position = np.arange(self.tokens, dtype=np.int64) - np.repeat(self.offsets[:-1], self.lengths_B)
-        return torch.from_numpy(position).to(self.device)
+        """``positions`` as a tensor."""
+        return to_device(torch.from_numpy(self.positions), self.device)
 
     @cached_property
     def padded_T(self) -> Tensor:
@@ -81,16 +104,21 @@ class Mix:
     """What embedding mixup reads: word embedding = r * E[ids] + (1 - r) * E[other ids], before position and type.
 
     ``r``: float32, (B, D) by instance and dimension, (B, 1) by instance, or (T, 1) by token, as ``by_token`` says.
+    ``after``: mix the embedding layer's outputs in place of word rows: LayerNorm(E + position + type) of both.
     """
 
     other_ids_T: Tensor
     r: Tensor
     by_token: bool = False
+    after: bool = False
 
 
 @dataclass(frozen=True)
 class MLMTargets:
-    """What a masked-language criterion predicts: N positions in the packed tokens, their true ids, their language."""
+    """What a masked-language criterion predicts: N positions in the packed tokens, their true ids, their language.
+
+    ``language_N`` stays on the CPU, where predictions are put together by language.
+    """
 
     position_N: Tensor
     id_N: Tensor
@@ -143,14 +171,22 @@ class Batch:
         return replace(self, **changes)  # type: ignore[arg-type]
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on another device; itself if it is there already."""
-        if self.ids_T.device == device:
+        """The batch on another device; itself if it is there already. What only the host reads stays on the CPU:
+        ``uid_B``, ``view_B`` and the languages of ``mlm``."""
+        here = self.ids_T.device
+        if here.type == device.type and device.index in (None, here.index):
             return self
-        moved: dict[str, Any] = {k: v.to(device) for k, v in self.__dict__.items() if isinstance(v, Tensor)}
+        moved: dict[str, Any] = {
+            k: to_device(v, device)
+            for k, v in self.__dict__.items()
+            if isinstance(v, Tensor) and k not in ("uid_B", "view_B")
+        }
         layout = Layout(self.layout.lengths_B, device)
-        mix = self.mix and replace(self.mix, other_ids_T=self.mix.other_ids_T.to(device), r=self.mix.r.to(device))
-        mlm = self.mlm and MLMTargets(
-            *(t.to(device) for t in (self.mlm.position_N, self.mlm.id_N, self.mlm.language_N))
+        mix = self.mix and replace(
+            self.mix, other_ids_T=to_device(self.mix.other_ids_T, device), r=to_device(self.mix.r, device)
+        )
+        mlm = self.mlm and replace(
+            self.mlm, position_N=to_device(self.mlm.position_N, device), id_N=to_device(self.mlm.id_N, device)
         )
         return replace(self, **moved, layout=layout, mix=mix, mlm=mlm)
 
@@ -184,4 +220,4 @@ def _join_mixes(batches: Sequence[Batch]) -> Mix | None:
         rows = len(batch.ids_T) if known.by_token else batch.layout.size
         others.append(batch.ids_T if batch.mix is None else batch.mix.other_ids_T)
         numbers.append(known.r.new_ones(rows, known.r.shape[1]) if batch.mix is None else batch.mix.r)
-    return Mix(torch.cat(others), torch.cat(numbers), known.by_token)
+    return replace(known, other_ids_T=torch.cat(others), r=torch.cat(numbers))

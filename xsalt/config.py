@@ -89,6 +89,11 @@ class EvalConfig:
         None, "updates between evaluations on the source language's dev set; null: every epoch", at_least=1
     )
     split: str = key("dev", "split that is evaluated in every language when training ends")
+    chrf: bool = key(
+        False,
+        "chrF of switched dev sentences in RUN/augmentation.json, if the dev sets are parallel: scores the dev set too",
+        hashed=False,
+    )
     patience: int | None = key(None, "stop after so many evaluations without a better one; null: never", at_least=1)
 
 
@@ -97,6 +102,12 @@ class CheckpointConfig:
     """Saving (keys ``checkpoint.*``)."""
 
     every: int | None = key(None, "updates between checkpoints; null: at every evaluation", at_least=1, hashed=False)
+    keep: str = key(
+        "all",
+        "all: last (to resume from) and best; best: the best weights alone; none: these in memory, no file at all",
+        choices=("all", "best", "none"),
+        hashed=False,
+    )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from xsalt.fields import key
 
-BACKENDS = ("auto", "corpus", "wordfreq", "script")
+BACKENDS = ("auto", "corpus", "wordfreq", "script", "file")
 
 
 @dataclass
@@ -14,12 +14,19 @@ class VocabularyConfig:
     """Which ids of the tokenizer count as which language. All defaults are assumed: the paper states none."""
 
     folder: str | None = key(None, "folder that xsalt-vocab wrote: its vocabularies are taken as they are", path=True)
-    backend: str = key(
-        "auto",
-        "corpus: counts in text; wordfreq: that package's lists; script: letters; auto: the first with the language",
+    backend: list[str] = key(
+        ["auto"],
+        "corpus: counts in text; wordfreq: that package's lists; script: letters; file: your own lists; several: the "
+        "mean of what counts, letters as a filter, lists added; auto: the first of file, corpus with script, wordfreq "
+        "with script, script that has the language",
         choices=BACKENDS,
     )
     text: str | None = key(None, "folder of plain text for the corpus backend, a file LL.txt a language", path=True)
+    files: str | None = key(
+        None,
+        "folder for the file backend, a file LL.txt a language: a word, or a piece with its mark, a line",
+        path=True,
+    )
     min_count: int = key(5, "occurrences in the text below which a piece is noise", at_least=1)
     min_frequency: float = key(
         2e-6, "share of all pieces below which a piece of a word list is noise", at_least=0.0, at_most=1.0
@@ -29,7 +36,11 @@ class VocabularyConfig:
         "a piece belongs to a target language if its frequency there is at least so many times the source's",
         at_least=0.0,
     )
-    size: int = key(8000, "ids of a language at most, the most frequent ones", at_least=1)
+    size: int = key(8000, "ids of a language at most, the most frequent ones, of the backends that count", at_least=1)
+
+    def __post_init__(self) -> None:
+        if not self.backend or ("auto" in self.backend and self.backend != ["auto"]):
+            raise ValueError(f"backend=[{','.join(self.backend)}]: auto alone, or one or more of the others")
 
 
 @dataclass

@@ -28,11 +28,12 @@ Hidden = Mapping[int, "Tensor"]
 class Loss:
     """Sum of a criterion's losses over what it counts (sequences, or predicted tokens), with figures to log.
 
-    ``log``: name -> (sum, count); the trainer adds both over micro-batches and ranks and shows the quotient.
+    ``log``: name -> (sum, count), numbers or tensors of one; the trainer adds both over micro-batches and ranks and
+    shows the quotient. Tensors are read when a line is logged, so that no update waits for the device.
     """
 
     loss_sum: Tensor
-    log: dict[str, tuple[float, float]] = field(default_factory=dict)
+    log: dict[str, tuple[float | Tensor, float | Tensor]] = field(default_factory=dict)
 
 
 class Task(Protocol):
@@ -111,8 +112,8 @@ class Needs:
     precision: str = "fp32"
     alone: bool = True
     """For criterions: whether this is the only one of the run."""
-    augmenters: Sequence[str] = ()
-    """Names of the run's augmenters, in order."""
+    augmenters: Mapping[str, Any] = field(default_factory=dict)
+    """The run's augmenters in order: name -> its ``Config``, so that one can go by the keys of another."""
     table: Any = None
     """The opened ``SubstitutionTable``, for components with the attribute ``needs_table``."""
     vocabularies: Any = None

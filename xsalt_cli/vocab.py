@@ -16,6 +16,8 @@ class VocabOptions:
 
     out: str | None = key(None, "folder for the vocabularies, to be used with vocabulary.folder=DIR", path=True)
     examples: int = key(12, "pieces shown of each language", at_least=0)
+    coverage: bool = key(False, "measure on the texts of eval.split: share of running word pieces in each vocabulary")
+    json: bool = key(False, "print JSON, for programs")
 
 
 SCRIPT = Script(
@@ -28,10 +30,10 @@ SCRIPT = Script(
 
 
 def _vocab(composed: Composed) -> int:
-    from xsalt.training.augment import vocab
+    from xsalt.training.vocabularies import vocab
 
     options: VocabOptions = composed.extra
-    return vocab(composed, options.out, options.examples)
+    return vocab(composed, options.out, options.examples, options.coverage, options.json)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from xsalt.evaluation.evaluate import classify
 from xsalt.models.auto import rebuild
 from xsalt.nn.dropout import KeyedDropout
 from xsalt.nn.embedding import ActiveRows
-from xsalt.text.language_vocab import build_vocabularies
+from xsalt.text.vocabulary_backends import build_vocabularies
 from xsalt.training import trainer as training_loop
 from xsalt.training.resume import Checkpoints
 from xsalt.training.run import Setup, prepare

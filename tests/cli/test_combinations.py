@@ -83,6 +83,17 @@ def test_it_trains_and_evaluates_every_language(
             "codeswitch,mixup",
             ["augmenter.codeswitch.clean=true", "augmenter.codeswitch.views=2", "augmenter.mixup.alpha=0.4"],
         ),
+        (
+            "cross_entropy,consistency,masked_lm",
+            "codeswitch,mixup",
+            [
+                "augmenter.codeswitch.clean=true",
+                "augmenter.codeswitch.choose=sample",
+                "distill.k=2",
+                "augmenter.mixup.between=views",
+                "augmenter.mixup.where=after",
+            ],
+        ),
         ("cross_entropy,masked_lm", "mixup", ["augmenter.mixup.views=2", "augmenter.mixup.language_by=token"]),
         ("masked_lm", "codeswitch", ["augmenter.codeswitch.sampling=nearest", "augmenter.codeswitch.segments=alike"]),
         ("cross_entropy", "codeswitch", ["augmenter.codeswitch.ratio_epochs=1"]),

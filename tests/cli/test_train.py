@@ -148,6 +148,23 @@ def test_eval_of_a_run_gives_the_runs_own_numbers_and_other_splits(finished: Pat
     assert results["split"] == "test" and set(results["languages"]) == {"en", "fr"}
 
 
+def test_what_is_kept_changes_no_result(data: Path, tmp_path: Path) -> None:
+    found, held = {}, {}
+    for keep in ("all", "best", "none"):
+        run = tmp_path / keep
+        done = train(data, run, f"checkpoint.keep={keep}", "eval.every=1", "optim.lr=0.01", "eval.split=test")
+        assert done.returncode == 0, done.stderr
+        results = json.loads((run / "results.json").read_text())
+        del results["train"]["wall_s"], results["train"]["pairs_per_s"]
+        found[keep] = results
+        held[keep] = sorted(p.name for p in (run / "checkpoints").iterdir()) if (run / "checkpoints").exists() else []
+    assert held == {"all": ["best", "last"], "best": ["best"], "none": []}
+    assert found["all"]["train"]["best_update"] < found["all"]["train"]["updates"], "else the last weights would do"
+    assert found["all"] == found["best"] == found["none"]
+    for split in ("test-fr", "test-en"):
+        assert len({(tmp_path / keep / "predictions" / f"{split}.tsv").read_text() for keep in found}) == 1
+
+
 def test_dry_run_writes_nothing(data: Path, tmp_path: Path) -> None:
     done = train(data, tmp_path / "dry", "dry_run=true")
     assert done.returncode == 0, done.stderr

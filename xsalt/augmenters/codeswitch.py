@@ -35,3 +35,7 @@ class CodeSwitch:
 
     def vocabulary_ids(self) -> np.ndarray:
         return self.switcher.vocabulary_ids()
+
+    def coverage(self, batch: Batch) -> dict[str, tuple[float, float]]:
+        """What can be switched (``Switcher.coverage``)."""
+        return self.switcher.coverage(batch)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from xsalt.batch import MASKED_VIEW, Batch
+from xsalt.batch import MASKED_VIEW, Batch, to_device
 from xsalt.errors import UserError
 from xsalt.fields import key
 from xsalt.protocols import Hidden, Loss, Needs
@@ -58,11 +58,11 @@ class Consistency:
 
     def __call__(self, model: Any, hidden: Hidden, batch: Batch) -> Loss:
         log_BC = F.log_softmax(model.classify(hidden, batch.layout).float(), dim=-1)
-        first, other = (log_BC[torch.from_numpy(rows).to(log_BC.device)] for rows in view_pairs(batch))
+        first, other = (log_BC[to_device(torch.from_numpy(rows), log_BC.device)] for rows in view_pairs(batch))
         divergence_P = 0.5 * ((first.exp() - other.exp()) * (first - other)).sum(-1)
         with torch.no_grad():
             same = (first.argmax(-1) == other.argmax(-1)).sum()
-        return Loss(divergence_P.sum(), {"agreement": (float(same), float(len(divergence_P)))})
+        return Loss(divergence_P.sum(), {"agreement": (same, float(len(divergence_P)))})
 
 
 def view_pairs(batch: Batch) -> tuple[Numbers, Numbers]:

@@ -54,4 +54,4 @@ class CrossEntropy:
         with torch.no_grad():
             counted = batch.label_B != IGNORE
             right = (logits_BC.argmax(-1) == batch.label_B) & counted
-        return Loss(loss, {"accuracy": (float(right.sum()), float(counted.sum()))})
+        return Loss(loss, {"accuracy": (right.sum(), counted.sum())})

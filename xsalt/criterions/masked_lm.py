@@ -9,7 +9,7 @@ Shapes: T packed tokens, N predicted positions, D width, V vocabulary that is pr
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from xsalt.batch import IGNORE, MASKED_VIEW, Batch, Mix, MLMTargets, join
+from xsalt.batch import IGNORE, MASKED_VIEW, Batch, MLMTargets, join
 from xsalt.fields import key
 from xsalt.protocols import Hidden, Loss, Needs
 from xsalt.randomness import uniform
@@ -106,15 +106,13 @@ class MaskedLM:
         """The batch with the mask at these positions, on both sides of a mix."""
         if len(masked) == 0:
             return batch
-        mix = batch.mix and Mix(
-            batch.mix.other_ids_T.index_fill(0, masked, self.mask_id), batch.mix.r, batch.mix.by_token
-        )
+        mix = batch.mix and replace(batch.mix, other_ids_T=batch.mix.other_ids_T.index_fill(0, masked, self.mask_id))
         return batch.with_(ids_T=batch.ids_T.index_fill(0, masked, self.mask_id), mix=mix)
 
     def __call__(self, model: Any, hidden: Hidden, batch: Batch) -> Loss:
         h_TD = hidden[self.layers[0]]
         loss = h_TD.sum() * 0.0
-        right, targets = 0.0, batch.mlm
+        right, targets = torch.zeros((), device=h_TD.device), batch.mlm
         if targets is None or len(targets.position_N) == 0:
             return Loss(loss.float(), {"accuracy": (0.0, 0.0)})
         for members, ids_V, target_N in self.groups(targets, batch.languages, model):
@@ -128,7 +126,7 @@ class MaskedLM:
                 else:
                     part, hits = _loss_over(*arguments)
                 loss = loss + part
-                right += float(hits)
+                right += hits
         return Loss(loss, {"accuracy": (right, float(len(targets.position_N)))})
 
 

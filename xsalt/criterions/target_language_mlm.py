@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from xsalt.batch import Batch, MLMTargets
+from xsalt.batch import Batch, MLMTargets, to_device
 from xsalt.criterions.masked_lm import MaskedLM, MaskedLMConfig, true_ids
 from xsalt.errors import UserError
 from xsalt.protocols import Needs
@@ -77,7 +77,7 @@ class TargetLanguageMLM(MaskedLM):
     ) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
         device, language_N = targets.id_N.device, targets.language_N.cpu().numpy()
         for index in np.unique(language_N):
-            members = torch.from_numpy(np.flatnonzero(language_N == index)).to(device)
+            members = to_device(torch.from_numpy(np.flatnonzero(language_N == index)), device)
             language = languages[index]
             ids_V = self._vocabulary(language, device)
             if language not in self.trained and not torch.is_grad_enabled():
@@ -87,7 +87,8 @@ class TargetLanguageMLM(MaskedLM):
 
     def _vocabulary(self, language: str, device: torch.device) -> Tensor:
         if (language, str(device)) not in self._ids_V:
-            self._ids_V[language, str(device)] = torch.from_numpy(self.ids[language]).to(device)
+            with torch.inference_mode(False):  # training may read it later
+                self._ids_V[language, str(device)] = torch.from_numpy(self.ids[language]).to(device)
         return self._ids_V[language, str(device)]
 
 

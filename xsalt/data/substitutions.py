@@ -112,12 +112,19 @@ class SubstitutionTable:
         """Ids and probabilities of shape (T, k) for tokens of the corpus, each in its own language (an index)."""
         return self.ids_NLK[corpus_T, language_T], self.probability_NLK[corpus_T, language_T]
 
-    def vocabulary_ids(self, threshold: float) -> npt.NDArray[np.int64]:
-        """Sorted ids that some token may become at this threshold."""
+    def vocabulary_ids(self, threshold: float | npt.NDArray[np.float32], k: int | None = None) -> npt.NDArray[np.int64]:
+        """Sorted ids that some token may become.
+
+        Args:
+            threshold: least probability that is accepted, one for all languages or of shape (L,).
+            k: how many of a token's substitutions count, best first; None: all.
+        """
+        threshold_L1 = np.asarray(threshold, dtype=np.float32).reshape(-1, 1)
         seen = np.zeros(1, dtype=np.bool_)
         for start in range(0, len(self), _CHUNK):
-            ids = self.ids_NLK[start : start + _CHUNK]
-            taken = ids[(ids >= 0) & (self.probability_NLK[start : start + _CHUNK].astype(np.float32) >= threshold)]
+            part = (slice(start, start + _CHUNK), slice(None), slice(k))
+            ids = self.ids_NLK[part]
+            taken = ids[(ids >= 0) & (self.probability_NLK[part].astype(np.float32) >= threshold_L1)]
             if len(taken) and int(taken.max()) >= len(seen):
                 seen = np.concatenate([seen, np.zeros(int(taken.max()) + 1 - len(seen), dtype=np.bool_)])
             seen[taken] = True
@@ -151,7 +158,7 @@ class SubstitutionTable:
     def write_stats(self, stats: Mapping[str, Any]) -> None:
         """Puts other statistics in place of ``stats.json``, all or nothing."""
         partial = self.folder / f".{STATS}-{os.getpid()}"
-        write_json(partial, stats)
+        _write_sealed(partial, stats)
         os.replace(partial, self.folder / STATS)
 
 
@@ -228,11 +235,15 @@ class TableWriter:
             "k": self.shape[2],
             "files": files,
         }
-        write_json(self.folder / STATS, self.stats)
-        write_json(self.folder / MANIFEST, manifest)
+        _write_sealed(self.folder / STATS, self.stats)
+        _write_sealed(self.folder / MANIFEST, manifest)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_sealed(path: Path, content: Mapping[str, Any]) -> None:
     """Writes an object with the SHA-256 of its own content, flushed to the disk."""
     with path.open("w", encoding="utf-8") as file:
         file.write(_sealed(content))
@@ -241,7 +252,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """What ``write_json`` wrote. Raises ``OSError`` if it isn't there and ``UserError`` if a byte of it was changed."""
+    """What was sealed. Raises ``OSError`` if it isn't there and ``UserError`` if a byte of it was changed."""
     raw = path.read_bytes()
     try:
         text = raw.decode("utf-8")

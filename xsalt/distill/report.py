@@ -24,8 +24,9 @@ def measure(
     tokenizer: Tokenizer,
     lexicons: Mapping[str, Path],
     threshold: float,
+    chrf: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
-    """The table's statistics at a threshold; written to ``stats.json`` too.
+    """The table's statistics at a threshold, with the figures of ``chrf_of_switching``; written to ``stats.json`` too.
 
     Each language that has a lexicon gets ``p_at_1``, ``p_at_1_n`` and ``precision_by_decile``; the last is there for
     all of them together too.
@@ -46,13 +47,16 @@ def measure(
         right.append(judged.right_P)
     if lexicons:
         stats["precision_by_decile"] = precision_by_decile(np.sum(switched, axis=0), np.sum(right, axis=0))
+    for language, figures in chrf.items():
+        stats["languages"][language] |= figures
     table.write_stats(stats)
     return stats
 
 
 def describe(stats: Mapping[str, Any]) -> str:
     """The statistics as tables for people."""
-    rows: list[tuple[str, ...]] = [("language", "vocabulary", "coverage", "identity", "probability", "P@1", "of")]
+    header = ("language", "vocabulary", "coverage", "identity", "probability", "P@1", "of", "chrF", "unswitched")
+    rows: list[tuple[str, ...]] = [header]
     for language, of_language in stats["languages"].items():
         rows.append(
             (
@@ -63,13 +67,19 @@ def describe(stats: Mapping[str, Any]) -> str:
                 f"{of_language['mean_probability']:.3f}",
                 f"{of_language['p_at_1']:.3f}" if "p_at_1" in of_language else "",
                 str(of_language.get("p_at_1_n", "")),
+                str(of_language.get("chrf_switched", "")),
+                str(of_language.get("chrf_source", "")),
             )
         )
     shown = _columns(rows) + f"\ncoverage: words with a substitution of probability {stats['threshold']} or more\n"
     deciles = stats.get("precision_by_decile")
     if deciles:
-        header = ("from probability", "precision", "of")
-        shown += _columns([header, *((f"{d['from']:.4f}", f"{d['precision']:.3f}", str(d["n"])) for d in deciles)])
+        shown += _columns(
+            [
+                ("from probability", "precision", "of"),
+                *((f"{d['from']:.4f}", f"{d['precision']:.3f}", str(d["n"])) for d in deciles),
+            ]
+        )
     return shown.rstrip()
 
 

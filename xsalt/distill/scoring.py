@@ -35,6 +35,8 @@ TILE = 512
 ROWS = 8
 """Products have a multiple of so many rows: with fewer, matrix libraries and reductions take other ways, in which the
 last bits depend on the number of rows or of threads."""
+CUDA_TILE = 8192
+"""The same on CUDA, where a tile is to be work for the whole device."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,9 @@ def best_of(query_ND: Tensor, spelling_N: Tensor, candidates: Candidates, k: int
     N, V = len(query_ND), len(candidates.ids_V)
     ids_Nk = torch.full((N, k), -1, dtype=torch.int64, device=query_ND.device)
     probability_Nk = torch.zeros((N, k), device=query_ND.device)
-    for start in range(0, N if V else 0, TILE):
-        tile = slice(start, min(start + TILE, N))
+    size = CUDA_TILE if query_ND.is_cuda else TILE
+    for start in range(0, N if V else 0, size):
+        tile = slice(start, min(start + size, N))
         rows = tile.stop - start
         logits = F.linear(F.pad(query_ND[tile], (0, 0, 0, -rows % ROWS)), candidates.rows_VD).float()
         logits += candidates.bias_V
@@ -199,8 +202,8 @@ class Scorer:
                 continue
             query_ND = query_TD[torch.from_numpy(position_N).to(self.device)]
             spelling_N = torch.from_numpy(self.spelling_V[ids_T[position_N]]).to(self.device)
-            for index, candidates in enumerate(self.candidates[initial]):
-                ids_Nk, probability_Nk = best_of(query_ND, spelling_N, candidates, k)
-                ids_TLk[position_N, index] = ids_Nk.cpu().numpy()
-                probability_TLk[position_N, index] = probability_Nk.cpu().numpy()
+            found = [best_of(query_ND, spelling_N, candidates, k) for candidates in self.candidates[initial]]
+            if found:  # read from the device once for all languages
+                ids_TLk[position_N] = torch.stack([ids for ids, _ in found], 1).cpu().numpy()
+                probability_TLk[position_N] = torch.stack([chances for _, chances in found], 1).cpu().numpy()
         return ids_TLk, probability_TLk

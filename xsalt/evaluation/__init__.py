@@ -1,1 +1,1 @@
-"""Every language in one run: accuracies, result files, predictions."""
+"""Every language in one run: accuracies, result files, predictions; comparisons of methods over seeds."""

@@ -21,8 +21,8 @@ from xsalt.data.dataset import Dataset
 from xsalt.logging import Progress
 from xsalt.nn.inference import inference
 
-EVALUATION_TOKENS = 4096
-"""Tokens in an evaluation batch: large enough for the matrix products, small enough for the attention's memory."""
+EVALUATION_TOKENS = {"cpu": 4096, "cuda": 32768}
+"""Tokens in an evaluation batch: large enough for the matrix products, small enough for memory."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,21 @@ def classify(
 ) -> np.ndarray:
     """probability_NC (float32) of every example, in the data set's order."""
     model.embeddings.word.grow(np.unique(dataset.ids))
-    parts: list[tuple[np.ndarray, np.ndarray]] = []
-    plan = plan_batches(dataset.lengths, size=None, max_tokens=EVALUATION_TOKENS, seed=0, epoch=0, shuffle=False)
+    parts: list[tuple[np.ndarray, torch.Tensor]] = []
+    plan = plan_batches(
+        dataset.lengths, size=None, max_tokens=EVALUATION_TOKENS[device.type], seed=0, epoch=0, shuffle=False
+    )
     with evaluation_mode(model, precision, device):
         for indices in plan:
             batch = dataset.batch(indices, seed=0, epoch=0).to(device)
             hidden = model.encode(model.embed(batch), batch.layout)
-            parts.append((indices, model.classify(hidden, batch.layout).float().softmax(-1).cpu().numpy()))
+            parts.append((indices, model.classify(hidden, batch.layout).float().softmax(-1)))
             if progress is not None:
                 progress.step(len(indices))
     classes = parts[0][1].shape[1] if parts else 0
     probability_NC = np.zeros((len(dataset), classes), dtype=np.float32)
     for indices, probability in parts:
-        probability_NC[indices] = probability
+        probability_NC[indices] = probability.cpu().numpy()
     return probability_NC
 
 
@@ -77,8 +79,11 @@ def accuracy_of_tokens(
 ) -> LanguageResult:
     """Share of the positions picked by a masked-language criterion whose token it predicts, always the same ones."""
     model.embeddings.word.grow(np.union1d(np.unique(dataset.ids), criterion.vocabulary_ids()))
-    right = counted = 0.0
-    plan = plan_batches(dataset.lengths, size=None, max_tokens=EVALUATION_TOKENS, seed=0, epoch=0, shuffle=False)
+    right: float | torch.Tensor = 0.0
+    counted: float | torch.Tensor = 0.0
+    plan = plan_batches(
+        dataset.lengths, size=None, max_tokens=EVALUATION_TOKENS[device.type], seed=0, epoch=0, shuffle=False
+    )
     with evaluation_mode(model, precision, device):
         for indices in plan:
             batch = criterion.prepare(dataset.batch(indices, seed=0, epoch=0)).to(device)
@@ -87,7 +92,7 @@ def accuracy_of_tokens(
             right, counted = right + good, counted + n
             if progress is not None:
                 progress.step(len(indices))
-    return LanguageResult(right / max(1.0, counted), int(counted))
+    return LanguageResult(float(right) / max(1.0, float(counted)), int(counted))
 
 
 def averages(accuracies: Mapping[str, float], source: Sequence[str]) -> dict[str, float | None]:

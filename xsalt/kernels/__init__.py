@@ -7,6 +7,7 @@ fast ones off (``xsalt-train kernels=reference``).
 from __future__ import annotations
 
 import importlib.util
+from functools import cache
 
 import torch
 
@@ -27,9 +28,20 @@ def selected() -> str:
     return _selected
 
 
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def triton_or_reference(device: torch.device) -> str:
     """What a device other than the CPU uses. Triton's interpreter serves tests with ``TRITON_INTERPRET=1``."""
-    return "triton" if device.type == "cuda" and importlib.util.find_spec("triton") is not None else "reference"
+    return "triton" if device.type == "cuda" and _has_triton() else "reference"
+
+
+def uses_triton(states: torch.Tensor) -> bool:
+    """Whether states of such a device and type are computed with in Triton now."""
+    fits = states.dtype in (torch.float32, torch.bfloat16) and _selected == "auto"
+    return fits and triton_or_reference(states.device) == "triton"
 
 
 def describe() -> dict[str, str]:
@@ -38,8 +50,7 @@ def describe() -> dict[str, str]:
 
     library, build = cpu.library()
     reference = "reference (plain PyTorch)"
-    triton = importlib.util.find_spec("triton") is not None
     return {
         "cpu": f"C++ ({build})" if library is not None else f"{reference}: {build}",
-        "cuda": "Triton" if triton else f"{reference}: no triton, install it by: pip install triton",
+        "cuda": "Triton" if _has_triton() else f"{reference}: no triton, install it by: pip install triton",
     }

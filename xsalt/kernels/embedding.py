@@ -106,7 +106,7 @@ def _embed(
     mean_T, rstd_T = out_TD.new_empty(len(row_T)), out_TD.new_empty(len(row_T))
     contiguous = tuple(None if t is None else t.contiguous() for t in inputs)
     if which == "triton":
-        from xsalt.kernels import triton
+        from xsalt.kernels.triton import embedding as triton
 
         triton.embed_forward(contiguous, eps, key, out_TD, mean_T, rstd_T)
     else:
@@ -196,7 +196,7 @@ def _embed_backward(
     inputs = (weight_AD, row_T, other_T, r, r_row_T, position_PD, position_T, type_YD, type_T, gamma_D, beta_D)
     contiguous = tuple(None if t is None else t.contiguous() for t in inputs)
     if which == "triton":
-        from xsalt.kernels import triton
+        from xsalt.kernels.triton import embedding as triton
 
         triton.embed_backward(contiguous, key, mean_T, rstd_T, grad_TD.contiguous(), slot_T, other_slot_T, out)
     else:

@@ -15,7 +15,7 @@ Shapes: T tokens, N elements of a row, H heads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -43,6 +43,10 @@ class SiteKey:
     def scale(self) -> float:
         """1 / (keep probability): what a kept value is multiplied with."""
         return 65536.0 / (65536 - self.threshold)
+
+    def of(self, rows: Tensor) -> SiteKey:
+        """The key for the tokens numbered in ``rows`` alone."""
+        return replace(self, token_T3=self.token_T3.index_select(0, rows))
 
 
 def token_keys(uid_B: np.ndarray, view_B: np.ndarray, sequence_T: np.ndarray, position_T: np.ndarray) -> np.ndarray:

@@ -45,8 +45,7 @@ def attention(qkv_TX: Tensor, layout: Layout, heads: int, key: SiteKey | None) -
     if not layout.equal:
         padded = qkv_TX.new_zeros(B * S, qkv_TX.shape[1]).index_copy(0, layout.padded_T, qkv_TX)
     q, k, v = padded.view(B, S, 3, heads, d).permute(2, 0, 3, 1, 4).unbind(0)
-    lengths_B = torch.from_numpy(layout.lengths_B).to(qkv_TX.device)
-    inside_B11S = (torch.arange(S, device=qkv_TX.device) < lengths_B[:, None])[:, None, None, :]
+    inside_B11S = (torch.arange(S, device=qkv_TX.device) < layout.length_B[:, None])[:, None, None, :]
     if qkv_TX.is_cuda and key is None:
         context = F.scaled_dot_product_attention(q, k, v, attn_mask=None if layout.equal else inside_B11S)
     else:

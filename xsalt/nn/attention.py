@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from xsalt.batch import Layout
-from xsalt.kernels.reference import attention
+from xsalt.kernels.attention import attention
 from xsalt.nn.dropout import KeyedDropout
 
 
@@ -26,8 +26,6 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_TD: Tensor, layout: Layout, *, first_only: bool = False) -> Tensor:
         """x_TD -> x_TD, or x_BD of the first token of each sequence."""
-        context_RD = attention(self.qkv(x_TD), layout, self.heads, self.dropout.key)
-        if first_only:
-            context_RD = context_RD.index_select(0, layout.first_B)
+        context_RD = attention(self.qkv(x_TD), layout, self.heads, self.dropout.key, first_only=first_only)
         projected_RD: Tensor = self.out(context_RD)
         return projected_RD

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xsalt.batch import Batch
+from xsalt.batch import Batch, to_device
+from xsalt.kernels.norm import dropout
 from xsalt.kernels.philox import SiteKey, token_keys
-from xsalt.kernels.reference import dropout
 from xsalt.randomness import philox
 
 
@@ -47,7 +47,7 @@ class KeyedDropout(nn.Module):
     def key_of(self, rows: Tensor) -> SiteKey | None:
         """``key`` for states of the tokens numbered in ``rows`` alone."""
         key = self.key
-        return key and SiteKey(key.k0, key.k1, key.threshold, key.token_T3.index_select(0, rows))
+        return key and key.of(rows)
 
     def forward(self, x_TN: Tensor, rows: Tensor | None = None) -> Tensor:
         """Drops from states of all tokens of the batch, or of those numbered in ``rows``."""
@@ -63,8 +63,9 @@ def set_dropout_key(module: nn.Module, seed: int, update: int, batch: Batch) -> 
     if not sites:
         return
     layout = batch.layout
-    arrays = (t.cpu().numpy() for t in (batch.uid_B, batch.view_B, layout.sequence_T, layout.position_T))
-    token_T3 = torch.from_numpy(token_keys(*arrays)).to(layout.device)
+    uid_B, view_B = batch.uid_B.cpu().numpy(), batch.view_B.cpu().numpy()
+    keys = token_keys(uid_B, view_B, layout.sequences, layout.positions)
+    token_T3 = to_device(torch.from_numpy(keys), layout.device)
     names = np.array([zlib.crc32(child.site.encode()) for child in sites])
     k0, k1, *_ = philox((update, update >> 32, names, 0), (seed, seed >> 32))
     for child, first, second in zip(sites, k0, k1, strict=True):

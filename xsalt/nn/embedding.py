@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from xsalt.batch import Batch
 from xsalt.errors import UserError
 from xsalt.kernels.embedding import embed
+from xsalt.kernels.reference import dropout
 from xsalt.nn.dropout import KeyedDropout
 from xsalt.nn.encoder import EncoderConfig
 
@@ -201,7 +202,8 @@ class ActiveRows(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """LayerNorm(word + position + type), dropout; word rows are mixed where the batch carries a mix."""
+    """LayerNorm(word + position + type), dropout. Where the batch carries a mix, word rows are mixed, or by
+    ``mix.after`` what would be dropped from."""
 
     def __init__(self, config: EncoderConfig, table_VD: Tensor, reload: Callable[[], Tensor] | None = None) -> None:
         super().__init__()
@@ -233,9 +235,16 @@ class Embeddings(nn.Module):
             weight_AD, row_N = self.word.rows(ids_N), torch.arange(len(ids_N), device=ids_N.device)
         else:
             weight_AD, row_N = self.word.trainable_weight(), self.word.row_numbers(ids_N, trainable=True)
-        row_T, other_T = row_N[:T], None if mix is None else row_N[T:]
-        r = None if mix is None else mix.r
-        sequence_T = None if mix is None or mix.by_token else layout.sequence_T
         sparse = self.training and self.word.sparse_gradient and weight_AD.dtype == torch.float32
         key = self.dropout.key
-        return embed(weight_AD, row_T, *places, *norm, key, other_T=other_T, r=r, r_row_T=sequence_T, sparse=sparse)
+        if mix is None:
+            return embed(weight_AD, row_N, *places, *norm, key, sparse=sparse)
+        sequence_T = None if mix.by_token else layout.sequence_T
+        if not mix.after:
+            row_T, other_T, r = row_N[:T], row_N[T:], mix.r
+            return embed(weight_AD, row_T, *places, *norm, key, other_T=other_T, r=r, r_row_T=sequence_T, sparse=sparse)
+        # Both sides as one batch of 2T tokens, so that the table gets one gradient; a mask drops from what is mixed.
+        twice = (self.position, position_T.repeat(2), self.token_type, type_T.repeat(2))
+        source_TD, other_TD = embed(weight_AD, row_N, *twice, *norm, sparse=sparse).chunk(2)
+        r_TX = mix.r if sequence_T is None else mix.r[sequence_T]
+        return dropout(torch.lerp(other_TD, source_TD, r_TX.to(other_TD.dtype).expand_as(other_TD)), key)

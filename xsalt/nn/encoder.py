@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from xsalt.batch import Layout
 from xsalt.kernels.layer import LayerCall, LayerWeights, encoder_layer, filled_up, takes
+from xsalt.kernels.norm import add_and_norm
+from xsalt.kernels.philox import SiteKey
 from xsalt.nn.attention import SelfAttention
 from xsalt.nn.dropout import KeyedDropout
 from xsalt.protocols import FIRST
@@ -67,23 +69,32 @@ class EncoderLayer(nn.Module):
             low = None if low_TD is x_TD else low_TD
             out_RD, low_RD = encoder_layer(x_TD, low, self._weights(), self._call(layout, first_only))
             return out_RD, out_RD if low_RD is None else low_RD
-        rows = layout.first_B if first_only else None
-        attended_RD = self.attention(x_TD, layout, first_only=first_only)
-        x_RD = x_TD if rows is None else x_TD.index_select(0, rows)
-        x_RD = self.attention_norm(x_RD + self.attention_dropout(attended_RD, rows))
-        fed_RD = self.ffn_out(F.gelu(self.ffn_in(x_RD)))
-        x_RD = self.ffn_norm(x_RD + self.ffn_dropout(fed_RD, rows))
-        return x_RD, x_RD
+        attention_key, ffn_key = self._keys(layout, first_only)
+        attended_RD = self.attention(low_TD, layout, first_only=first_only)
+        x_RD = x_TD.index_select(0, layout.first_B) if first_only else x_TD
+        x_RD, low_RD = self._add_and_norm(x_RD, attended_RD, self.attention_norm, attention_key)
+        fed_RD = self.ffn_out(F.gelu(self.ffn_in(low_RD)))
+        return self._add_and_norm(x_RD, fed_RD, self.ffn_norm, ffn_key)
+
+    @staticmethod
+    def _add_and_norm(x_RD: Tensor, y_RD: Tensor, norm: nn.LayerNorm, key: SiteKey | None) -> tuple[Tensor, Tensor]:
+        return add_and_norm(x_RD, y_RD, norm.weight, norm.bias, norm.eps, key)
+
+    def _keys(self, layout: Layout, first_only: bool) -> tuple[SiteKey | None, SiteKey | None]:
+        """Of what is added to the residual stream after attention and after the feed-forward layer."""
+        first, second = (
+            dropout.key_of(layout.first_B) if first_only else dropout.key
+            for dropout in (self.attention_dropout, self.ffn_dropout)
+        )
+        return first, second
 
     def _weights(self) -> LayerWeights:
         parts = (self.attention.qkv, self.attention.out, self.attention_norm, self.ffn_in, self.ffn_out, self.ffn_norm)
         return LayerWeights(*(tensor for part in parts for tensor in (part.weight, part.bias)))
 
     def _call(self, layout: Layout, first_only: bool) -> LayerCall:
-        dropouts = (self.attention_dropout, self.ffn_dropout)
-        keys = (dropout.key_of(layout.first_B) if first_only else dropout.key for dropout in dropouts)
         eps, weights_key = self.ffn_norm.eps, self.attention.dropout.key
-        return LayerCall(layout, self.attention.heads, eps, first_only, weights_key, *keys)
+        return LayerCall(layout, self.attention.heads, eps, first_only, weights_key, *self._keys(layout, first_only))
 
 
 class Encoder(nn.Module):

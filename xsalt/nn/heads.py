@@ -52,8 +52,7 @@ def mean_over_tokens(h_TD: Tensor, layout: Layout) -> Tensor:
     """mean_BD of the tokens of each sequence, summed in float32 at least."""
     wide = h_TD.float() if h_TD.dtype in (torch.bfloat16, torch.float16) else h_TD
     sum_BD = wide.new_zeros(layout.size, wide.shape[1]).index_add(0, layout.sequence_T, wide)
-    lengths_B = torch.from_numpy(layout.lengths_B).to(wide.device, wide.dtype)
-    return sum_BD / lengths_B[:, None]
+    return sum_BD / layout.length_B.to(wide.dtype)[:, None]
 
 
 class MLMHead(nn.Module):

@@ -34,8 +34,8 @@ class AdamW(torch.optim.AdamW):
         if not self.takes_sparse():
             for p in parameters:
                 p.grad = p.grad.to_dense() if p.grad.is_sparse else p.grad
-                if scale != 1.0:
-                    p.grad.mul_(scale)
+            if scale != 1.0 and parameters:
+                torch._foreach_mul_([p.grad for p in parameters], scale)
             super().step()
             return
         for group in self.param_groups:
@@ -87,8 +87,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
         return 0.0
     if all(grad.dtype == torch.float32 and cpu.takes(grad) for grad in grads):
         return math.sqrt(cpu.sum_of_squares(grads))
-    norms = [torch.linalg.vector_norm(grad.values() if grad.is_sparse else grad) for grad in grads]
-    return float(torch.linalg.vector_norm(torch.stack(norms)))
+    return float(nn.utils.get_total_norm([grad.values() if grad.is_sparse else grad for grad in grads]))
 
 
 def clipping(norm: float, most: float) -> float:
@@ -118,5 +117,4 @@ def load_state_tensors(
         parameter = parameters.get(name)
         if parameter is None or (part != "step" and value.shape != parameter.shape):
             raise ValueError(f"optimizer tensor {key!r} of shape {tuple(value.shape)} fits no parameter")
-        on = parameter.device if part != "step" or value.device.type != "cpu" else torch.device("cpu")
-        optimizer.state[parameter][part] = value.clone().to(on)
+        optimizer.state[parameter][part] = value.clone().to(parameter.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,7 @@ def evaluate_languages(
             "wall_s": round(state.wall_s, 3),
             "pairs_per_s": round(state.steady_examples / state.steady_s, 3) if state.steady_s else None,
             "best_update": state.best_update,
+            "best_score": state.best if math.isfinite(state.best) else None,
         }
         log = RunLog(folder, state.update)
         for language, row in found.items():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from xsalt.checkpoint import MODEL, OPTIMIZER, load_checkpoint, read_json
 from xsalt.config import Composed, changed_keys, read_yaml, to_yaml
@@ -37,6 +38,7 @@ class Checkpoints:
         self.run, self.config = run, config
         self.tokenizer: Any = None
         self.labels: tuple[str, ...] = ()
+        self._best: tuple[dict[str, Tensor], float] | None = None
 
     def finished(self) -> bool:
         """Whether the folder holds the results of this very configuration.
@@ -112,7 +114,14 @@ class Checkpoints:
         return state
 
     def save(self, name: str, model: Any, optimizer: torch.optim.AdamW, state: State) -> None:
-        """Writes ``last`` (with optimizer and state) or ``best`` (weights only)."""
+        """Writes ``last`` (with optimizer and state) or ``best`` (weights only), as ``checkpoint.keep`` wants it."""
+        keep = self.config.train.checkpoint.keep
+        if name == "last" and keep != "all":
+            return
+        if keep == "none":
+            weights = {key: value.detach().clone() for key, value in model.named_parameters()}
+            self._best = weights, model.embeddings.word.decay
+            return
         state_, tensors = None, None
         if name == "last":
             names = {id(parameter): key for key, parameter in model.named_parameters()}
@@ -133,6 +142,12 @@ class Checkpoints:
 
     def load_best(self, model: Any) -> str:
         """Puts the best weights into the model (the last ones if none were chosen); returns the checkpoint's name."""
+        if self._best is not None:
+            weights, model.embeddings.word.decay = self._best
+            with torch.no_grad():
+                for key, value in model.named_parameters():
+                    value.copy_(weights[key])
+            return "best"
         folder = self.run / "checkpoints" / "best"
         if not folder.exists():
             return "last"

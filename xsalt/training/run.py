@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from xsalt import distributed, kernels
+from xsalt.checkpoint import one_at_a_time
 from xsalt.config import Composed, cache_dir, component_class, component_config
 from xsalt.data.dataset import Dataset, Example, tokenise
 from xsalt.data.substitutions import SubstitutionTable
@@ -28,8 +29,10 @@ from xsalt.nn.precision import bf16_is_native
 from xsalt.optim.adamw import make_adamw
 from xsalt.protocols import Needs
 from xsalt.registry import REGISTRIES
-from xsalt.text.language_vocab import LanguageVocabularies, build_vocabularies
+from xsalt.text.language_vocab import LanguageVocabularies
 from xsalt.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from xsalt.text.vocabulary_backends import build_vocabularies
+from xsalt.training.quality import record_augmentation
 from xsalt.training.report import evaluate_languages
 from xsalt.training.resume import Checkpoints
 from xsalt.training.show import show_batch
@@ -146,11 +149,14 @@ class Setup:
         return tokenise(examples, self.tokenizer, self.config.train.max_length, self.languages, self.cache)
 
     def read(self, split: str, languages: Sequence[str]) -> Dataset:
-        """A split in some languages, tokenised. Each file is read once, so that its skipped rows are counted once."""
-        for language in languages:
-            if (split, language) not in self._examples:
-                self._examples[split, language] = self.task.read(split, language)
-        return self.tokenise({language: self._examples[split, language] for language in languages})
+        """A split in some languages, tokenised."""
+        return self.tokenise({language: self.examples(split, language) for language in languages})
+
+    def examples(self, split: str, language: str) -> list[Example]:
+        """Rows of a split. Each file is read once, so that its skipped rows are counted once."""
+        if (split, language) not in self._examples:
+            self._examples[split, language] = self.task.read(split, language)
+        return self._examples[split, language]
 
     def model(self, labels: Sequence[str], mlm_head: bool) -> Any:
         """The encoder with its heads, on the device; ``init_parts`` come from ``init_from`` if there is one."""
@@ -189,7 +195,10 @@ class Setup:
             device=str(self.device),
             precision=self.precision,
             alone=len(self.config.criterions) == 1,
-            augmenters=self.config.augmenters,
+            augmenters={
+                name: component_config(REGISTRIES["augmenter"], name, self.config.node("augmenter", name))
+                for name in self.config.augmenters
+            },
         )
 
 
@@ -211,6 +220,7 @@ def train(config: Composed) -> int:
         return 0
     checkpoints.claim()
     state = checkpoints.resume(trainer)
+    record_augmentation(setup, trainer, state, lambda dataset: _table_of(setup, dataset))
     give_back_freed_memory()
     try:
         state = trainer.fit(state)
@@ -334,19 +344,27 @@ def substitution_table(
             return rebuild(pretrained).to(setup.device)
         return setup.model((), mlm_head=False) if model is None else model
 
-    return ensure_table(
-        scorer,
-        pretrained.fingerprint if pretrained else None,
-        pretrained is not None and pretrained.has_mlm_head,
-        setup.tokenizer,
-        dataset,
-        setup.languages,
-        setup.source,
-        vocabularies,
-        setup.config.train.distill,
-        setup.cache,
-        setup.config.train.batch.size,
-    )
+    with one_at_a_time(setup.cache / "substitutions" / ".lock", "substitutions"):  # runs side by side share a table
+        return ensure_table(
+            scorer,
+            pretrained.fingerprint if pretrained else None,
+            pretrained is not None and pretrained.has_mlm_head,
+            setup.tokenizer,
+            dataset,
+            setup.languages,
+            setup.source,
+            vocabularies,
+            setup.config.train.distill,
+            setup.cache,
+            setup.config.train.batch.size,
+        )
+
+
+def _table_of(setup: Setup, dataset: Dataset) -> SubstitutionTable:
+    """The table of another data set than the one that is trained on."""
+    options = setup.config.train
+    vocabularies = build_vocabularies(setup.tokenizer, setup.languages, setup.source, options.vocabulary, setup.cache)
+    return substitution_table(setup, dataset, vocabularies)
 
 
 def source_score(setup: Setup, model: Any, criterions: dict[str, Any]) -> Any:

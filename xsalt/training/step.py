@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from xsalt.batch import Batch, Layout
 from xsalt.protocols import Criterion
 
-Figures = dict[str, tuple[float, float]]
+Figures = dict[str, tuple[float | Tensor, float | Tensor]]
 """Name -> (sum, count), added over micro-batches and ranks."""
 
 
@@ -43,9 +43,21 @@ class TrainStep(nn.Module):
         products: int = self.model.weight_products(layout, self.keep, self.last)
         return (6.0 if any(p.requires_grad for p in self.model.encoder.parameters()) else 2.0) * products
 
-    def forward(self, batch: Batch, counts: Mapping[str, float]) -> tuple[Tensor, Figures]:
-        """The micro-batch's part of the global loss, and figures to log (loss and accuracy of each criterion)."""
+    def count(self, batch: Batch) -> dict[str, float]:
+        """What each criterion counts in a micro-batch."""
+        return {name: float(criterion.count(batch)) for name, criterion in self.criterions.items()}
+
+    def forward(
+        self, batch: Batch, counts: Mapping[str, float], own: Mapping[str, float] | None = None
+    ) -> tuple[Tensor, Figures]:
+        """The micro-batch's part of the global loss, and figures to log (loss and accuracy of each criterion).
+
+        Args:
+            counts: of all micro-batches and ranks.
+            own: those of this micro-batch, if they are known: counting on CUDA waits for the device.
+        """
         device = batch.ids_T.device
+        own = self.count(batch) if own is None else own
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             x_TD = self.model.embed(batch)
             for perturb in self.perturb:
@@ -57,6 +69,6 @@ class TrainStep(nn.Module):
                 loss = criterion(self.model, hidden, batch)
                 total = total + criterion.weight / max(1.0, counts[name]) * loss.loss_sum
                 prefix = "" if len(self.criterions) == 1 else f"{name}_"
-                figures[f"{prefix}loss"] = (float(loss.loss_sum.detach()), float(criterion.count(batch)))
+                figures[f"{prefix}loss"] = (loss.loss_sum.detach(), own[name])
                 figures.update({f"{prefix}{key}": value for key, value in loss.log.items()})
         return total, figures

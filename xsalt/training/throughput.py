@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import torch
+from torch import Tensor
 
 from xsalt.batch import Batch, Layout
 
@@ -52,17 +53,17 @@ class Window:
         self.restart()
 
     def restart(self) -> None:
-        self.figures: dict[str, list[float]] = {}
+        self.figures: dict[str, list[float | Tensor]] = {}
         self.tokens = self.grid = self.sequences = 0
         self.flops = self.waited = self.paused = 0.0
         self.began = time.monotonic()
 
-    def add_figures(self, more: Mapping[str, tuple[float, float]]) -> None:
-        """Adds (sum, count) figures by name."""
+    def add_figures(self, more: Mapping[str, tuple[float | Tensor, float | Tensor]]) -> None:
+        """Adds (sum, count) figures by name; tensors are not read before ``values``."""
         for name, (value, count) in more.items():
             entry = self.figures.setdefault(name, [0.0, 0.0])
-            entry[0] += value
-            entry[1] += count
+            entry[0] = entry[0] + value  # not in place: it may be somebody's tensor
+            entry[1] = entry[1] + count
 
     def add_update(self, batches: Sequence[Batch], examples: int, waited: float) -> None:
         """``waited``: seconds until the batches were there."""
@@ -75,7 +76,8 @@ class Window:
     def values(self) -> dict[str, float]:
         """Means of the figures, then ``tokens_per_s``, ``pairs_per_s``, ``mfu``, shares of padding and of waiting."""
         seconds = max(1e-9, time.monotonic() - self.began - self.paused)
-        values = {name: total / count for name, (total, count) in self.figures.items() if count}
+        figures = {name: (float(total), float(count)) for name, (total, count) in self.figures.items()}
+        values = {name: total / count for name, (total, count) in figures.items() if count}
         return values | {
             "padding": 1 - self.tokens / self.grid,
             "tokens_per_s": self.tokens / seconds,

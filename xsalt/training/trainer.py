@@ -206,23 +206,19 @@ class Trainer:
         names = list(self.step.criterions)
         with StopSignals() as stop, closing(self.updates(state, total)) as updates:
             for drawn in updates:
-                counts = distributed.sum_over_ranks(
-                    [float(sum(self.step.criterions[name].count(batch) for batch in drawn.batches)) for name in names]
-                )
-                for batch in drawn.batches:
+                counted = [self.step.count(batch) for batch in drawn.batches]
+                counts = distributed.sum_over_ranks([sum(own[name] for own in counted) for name in names])
+                losses = []
+                for batch, own in zip(drawn.batches, counted, strict=True):
                     placed = batch.to(self.device)
                     set_dropout_key(model, config.seed, state.update, placed)
-                    loss, logged = self.step(placed, dict(zip(names, counts, strict=True)))
-                    if not math.isfinite(float(loss.detach())):
-                        rows = ", ".join(self.train.uids[int(uid)] for uid in batch.uid_B[:8])
-                        raise UserError(
-                            f"the loss is {float(loss):g} at update {state.update + 1} (examples {rows} ...): "
-                            f"lower optim.lr (now {optim.lr:g}); the last checkpoint is kept"
-                        )
+                    loss, logged = self.step(placed, dict(zip(names, counts, strict=True)), own)
                     if loss.requires_grad:  # nothing to predict in this batch, with a frozen encoder
                         loss.backward()
+                    losses.append(loss.detach())
                     window.add_figures(logged | batch.log)
-                norm = gradient_norm(self.step.parameters())
+                norm = gradient_norm(self.step.parameters())  # here an update waits for the device, and only here
+                self._check(losses, drawn.batches, state)
                 lr = float(optim.lr or 0.0) * rate(optim.schedule, state.update, total, optim.warmup)
                 for group in self.optimizer.param_groups:
                     group["lr"] = lr
@@ -256,10 +252,24 @@ class Trainer:
                 window.paused += time.monotonic() - paused
                 if stop.caught is not None:
                     self.save("last", advance(state, end_of_epoch))
-                    say(f"{signal.Signals(stop.caught).name}: saved update {state.update} in {self.folder}")
+                    done = f"saved update {state.update} in {self.folder}"
+                    if config.checkpoint.keep != "all":
+                        done = f"stopped at update {state.update}; with checkpoint.keep={config.checkpoint.keep} "
+                        done += "nothing was saved to resume from"
+                    say(f"{signal.Signals(stop.caught).name}: {done}")
                     raise Interrupted(stop.caught)
                 if last or state.stopped_early:
                     break
+
+    def _check(self, losses: Sequence[torch.Tensor], batches: Sequence[Batch], state: State) -> None:
+        """Raises ``UserError`` if a micro-batch has a loss that is no number."""
+        for loss, batch in zip(losses, batches, strict=True):
+            if not math.isfinite(float(loss)):
+                rows = ", ".join(self.train.uids[int(uid)] for uid in batch.uid_B[:8])
+                raise UserError(
+                    f"the loss is {float(loss):g} at update {state.update + 1} (examples {rows} ...): "
+                    f"lower optim.lr (now {self.config.optim.lr:g}); the last checkpoint is kept"
+                )
 
     def judge(self, state: State, log: RunLog) -> None:
         """Evaluates on the source language's dev set, keeps the best weights, and stops early when patience ends."""

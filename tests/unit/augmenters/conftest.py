@@ -55,3 +55,25 @@ def needs(dataset: Dataset, table: SubstitutionTable, tmp_path: Path) -> Callabl
         return Needs(languages=LANGUAGES, source=("en",), cache=tmp_path, **given)
 
     return make
+
+
+K = 3
+"""Substitutions of a token and language in ``rich``."""
+
+
+def substitution(source: Any, column: int, rank: int) -> Any:
+    """The id that ``rich`` has: language and rank can be read off it."""
+    return 1000 * (column + 1) + 100 * rank + source
+
+
+@pytest.fixture
+def rich(dataset: Dataset, tmp_path: Path) -> SubstitutionTable:
+    """Synonyms in English, German and French, three of each: of random probabilities, the first above 0.2."""
+    rng = np.random.default_rng(1)
+    with new_table(tmp_path / "rich", len(dataset.ids), LANGUAGES, K, "f") as writer:
+        shape = (len(dataset.ids), K)
+        for column in range(len(LANGUAGES)):
+            for rank in range(K):
+                writer.ids_NLK[:, column, rank] = np.where(dataset.special, -1, substitution(dataset.ids, column, rank))
+            writer.probability_NLK[:, column] = -np.sort(-rng.uniform(0, 0.33, shape) - [0.2, 0, 0], axis=1)
+    return SubstitutionTable.open(tmp_path / "rich")

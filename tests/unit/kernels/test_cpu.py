@@ -107,7 +107,7 @@ def run_embed(
         table, rest["row_T"], positions, rest["position_T"], types, rest["type_T"], gamma, beta, 1e-12, key,
         sparse=sparse, **mix,
     )  # type: ignore[arg-type]  # fmt: skip
-    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out).cos()
+    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view_as(out).cos()
     (out * weights).sum().backward()
     grads = [leaf.grad for leaf in inputs]
     return [out.detach(), *(grad.to_dense() if grad.is_sparse else grad for grad in grads if grad is not None)]
@@ -157,14 +157,44 @@ def test_gradients_of_the_embedding_are_those_of_finite_differences(mode: str, p
     assert torch.autograd.gradcheck(call, inputs)
 
 
-@needs_build
-def test_mixing_is_exact_at_both_ends_and_for_tokens_that_stay() -> None:
-    leaves, rest = embedding_inputs((20,), 40, "dimension")
-    plain = run_embed(leaves, {**rest, "other_T": rest["row_T"]}, None)[0]
-    assert torch.equal(plain, run_embed(leaves, {**rest, "r": torch.ones(1, 40)}, None)[0])
-    switched = run_embed(leaves, {**rest, "r": torch.zeros(1, 40)}, None)[0]
-    only = {name: value for name, value in rest.items() if name not in ("other_T", "r", "r_row_T")}
-    assert torch.equal(switched, run_embed(leaves, {**only, "row_T": rest["other_T"]}, None)[0])
+def assert_exact_at_both_ends(mode: str, p: float, dtype: torch.dtype = torch.float32) -> None:
+    """r = 1 is the source, r = 0 the substitution, and a token that stays itself is itself: bit by bit, and so are
+    their gradients but for the order of sums."""
+    lengths = (3, 5, 12)
+    leaves, rest = embedding_inputs(lengths, 40, mode, dtype)
+    plain = {name: value for name, value in rest.items() if name not in ("other_T", "r", "r_row_T")}
+    r = rest["r"]
+    assert r is not None
+    ends = [
+        ({"r": torch.ones_like(r)}, plain),
+        ({"r": torch.zeros_like(r)}, {**plain, "row_T": rest["other_T"]}),
+        ({"other_T": rest["row_T"]}, plain),
+    ]
+    for changes, alone in ends:
+        mixed, expected = (run_embed(leaves, of, site(lengths, p)) for of in ({**rest, **changes}, alone))
+        assert torch.equal(mixed[0], expected[0]), changes.keys()
+        for gradient, wanted in zip(mixed[1:], expected[1:], strict=True):
+            assert_near(gradient.float(), wanted.float(), 1e-6 if dtype == torch.float32 else 1e-2)
+
+
+MODES = ("dimension", "instance", "token")
+
+
+@pytest.mark.parametrize("name", ["reference", *(cpu.runnable_builds() if cpu.library()[0] is not None else [])])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("p", [0.0, 0.1])
+def test_mixing_is_exact_at_both_ends_and_for_tokens_that_stay(
+    name: str, mode: str, p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "reference":
+        kernels.select(name)
+    else:
+        loaded = cpu.load(name)
+        assert not isinstance(loaded, str), loaded
+        monkeypatch.setattr(cpu, "library", lambda: (loaded, name))
+    assert_exact_at_both_ends(mode, p)
+    if name != "reference":
+        assert_exact_at_both_ends(mode, p, torch.bfloat16)
 
 
 @needs_build

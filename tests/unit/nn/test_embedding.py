@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.parity.twins import batch
+from xsalt import kernels
 from xsalt.batch import Mix
 from xsalt.errors import UserError
 from xsalt.kernels.reference import mix_rows
+from xsalt.nn.dropout import set_dropout_key
 from xsalt.nn.embedding import ActiveRows, Embeddings
 from xsalt.nn.encoder import EncoderConfig
 
@@ -136,8 +138,8 @@ def test_a_table_that_can_be_read_again_is_not_kept_and_gives_the_same() -> None
     assert words[1].export()[20].eq(0).all()
 
 
-def _embeddings(types: int = 2) -> Embeddings:
-    config = EncoderConfig(97, 8, 1, 2, 16, 12, types, 1e-12, 1, 2, 0.0, 0.0)
+def _embeddings(types: int = 2, dropout: float = 0.0) -> Embeddings:
+    config = EncoderConfig(97, 8, 1, 2, 16, 12, types, 1e-12, 1, 2, dropout, 0.0)
     embeddings = Embeddings(config, torch.randn(97, 8))
     for parameter in (embeddings.position, embeddings.token_type):
         torch.nn.init.normal_(parameter)
@@ -158,6 +160,82 @@ def test_mixup_mixes_word_rows_before_position_and_type_are_added(shape: str) ->
     words_TD = r_TX * table_VD[b.ids_T] + (1 - r_TX) * table_VD[other_ids_T]
     places_TD = embeddings.position[b.layout.position_T + 2] + embeddings.token_type[b.type_T]
     assert torch.allclose(mixed_TD, embeddings.norm(words_TD + places_TD), atol=1e-6)
+
+
+def _layer_norm(x_TD: Tensor, embeddings: Embeddings) -> Tensor:
+    centred_TD = x_TD - x_TD.mean(-1, keepdim=True)
+    normed_TD = centred_TD / (centred_TD.square().mean(-1, keepdim=True) + embeddings.norm.eps).sqrt()
+    return normed_TD * embeddings.norm.weight + embeddings.norm.bias
+
+
+@pytest.mark.parametrize("kernel", ["auto", "reference"])
+@pytest.mark.parametrize("shape", ["instance and dimension", "instance", "token"])
+@pytest.mark.parametrize("sparse", [True, False])
+def test_mixup_after_the_embedding_layer_and_its_gradients_are_the_formulas_in_float64(
+    kernel: str, shape: str, sparse: bool
+) -> None:
+    torch.manual_seed(0)
+    kernels.select(kernel)
+    fast, b = _embeddings().train(), batch(types=True)
+    fast.word.sparse_gradient = sparse
+    exact = _embeddings().double()
+    with torch.no_grad():
+        fast.norm.weight.normal_(1, 0.1)
+        fast.norm.bias.normal_()
+        exact.word.load(fast.word.export().double())
+        for name, parameter in fast.named_parameters():
+            exact.get_parameter(name).copy_(parameter)
+    other_ids_T = torch.randint(3, 97, b.ids_T.shape)
+    rows = {"instance and dimension": (b.layout.size, 8), "instance": (b.layout.size, 1), "token": (len(b.ids_T), 1)}
+    r = torch.rand(rows[shape])
+    mixed_TD = fast(b.with_(mix=Mix(other_ids_T, r, by_token=shape == "token", after=True)))
+
+    r_TX = (r if shape == "token" else r[b.layout.sequence_T]).double()
+    places_TD = exact.position[b.layout.position_T + 2] + exact.token_type[b.type_T]
+    sides = [_layer_norm(exact.word.weight[ids_T] + places_TD, exact) for ids_T in (b.ids_T, other_ids_T)]
+    expected_TD = r_TX * sides[0] + (1 - r_TX) * sides[1]
+    assert torch.allclose(mixed_TD.double(), expected_TD, atol=1e-6)
+
+    weights_TD = torch.randn(expected_TD.shape)
+    (mixed_TD * weights_TD).sum().backward()
+    (expected_TD * weights_TD).sum().backward()
+    for name, parameter in fast.named_parameters():
+        gradient, wanted = parameter.grad, exact.get_parameter(name).grad
+        assert gradient is not None and wanted is not None
+        assert gradient.is_sparse is (sparse and name == "word.weight")
+        dense = gradient.to_dense() if gradient.is_sparse else gradient
+        assert torch.allclose(dense.double(), wanted, rtol=1e-4, atol=1e-4), name
+    kernels.select("auto")
+
+
+@pytest.mark.parametrize("after", [True, False])
+@pytest.mark.parametrize("by_token", [True, False])
+def test_the_interpolation_is_exact_at_0_and_1_and_where_nothing_was_switched(after: bool, by_token: bool) -> None:
+    torch.manual_seed(0)
+    embeddings, b = _embeddings(), batch(types=True)
+    other_ids_T = torch.randint(3, 97, b.ids_T.shape)
+    rows = len(b.ids_T) if by_token else b.layout.size
+    source_TD, other_TD = embeddings(b), embeddings(b.with_(ids_T=other_ids_T))
+
+    def mixed(r: Tensor, ids_T: Tensor = other_ids_T) -> Tensor:
+        return embeddings(b.with_(mix=Mix(ids_T, r, by_token, after)))  # type: ignore[no-any-return]
+
+    assert torch.equal(mixed(torch.ones(rows, 1)), source_TD)
+    assert torch.equal(mixed(torch.zeros(rows, 1)), other_TD)
+    assert torch.equal(mixed(torch.rand(rows, 1), b.ids_T), source_TD)
+    assert not torch.equal(mixed(torch.full((rows, 1), 0.5)), source_TD)
+
+
+def test_mixup_after_drops_by_the_key_that_plain_embeddings_drop_by() -> None:
+    torch.manual_seed(0)
+    embeddings, b = _embeddings(dropout=0.4).train(), batch(types=True)
+    set_dropout_key(embeddings, 1, 5, b)
+    plain_TD = embeddings(b)
+    mixed_TD = embeddings(b.with_(mix=Mix(b.ids_T.flip(0), torch.rand(b.layout.size, 8), after=True)))
+    assert torch.equal(plain_TD == 0, mixed_TD == 0)
+    assert 0.2 < float((mixed_TD == 0).float().mean()) < 0.6
+    whole_TD = embeddings(b.with_(mix=Mix(b.ids_T.flip(0), torch.ones(b.layout.size, 8), after=True)))
+    assert torch.allclose(plain_TD, whole_TD, rtol=1e-6)
 
 
 @pytest.mark.parametrize("training", [True, False])

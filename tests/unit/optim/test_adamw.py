@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from xsalt import kernels
 from xsalt.kernels import cpu
-from xsalt.optim.adamw import AdamW, clipping, gradient_norm, make_adamw, parameter_groups
+from xsalt.optim.adamw import AdamW, clipping, gradient_norm, load_state_tensors, make_adamw, parameter_groups
 
 SETTINGS = {"lr": 0.01, "weight_decay": 0.1, "betas": (0.9, 0.98), "eps": 1e-8}
 needs_build = pytest.mark.skipif(cpu.library()[0] is None, reason=f"kernels for the CPU: {cpu.library()[1]}")
@@ -122,6 +122,15 @@ def test_the_gradient_norm_is_that_of_float64_whatever_the_sizes_and_sparse_or_n
     weights[3].grad = torch.sparse_coo_tensor(rows, _gradient((3, 7), 3), (50, 7), check_invariants=True)
     exact = [weight.grad.to_dense().double() for weight in weights if weight.grad is not None]
     assert gradient_norm(weights) == pytest.approx(float(sum(g.square().sum() for g in exact)) ** 0.5, rel=1e-6)
+
+
+def test_a_loaded_state_is_where_its_parameter_is_step_counts_too() -> None:
+    """On CUDA fused AdamW fails with a step count on the CPU; ``meta`` stands for another device here."""
+    weight = nn.Parameter(torch.zeros(3, 2, device="meta"))
+    optimizer = AdamW([weight], lr=1.0)
+    stored = {"w.step": torch.tensor(7.0), "w.exp_avg": torch.zeros(3, 2), "w.exp_avg_sq": torch.zeros(3, 2)}
+    load_state_tensors(optimizer, stored, {"w": weight})
+    assert {value.device.type for value in optimizer.state[weight].values()} == {"meta"}
 
 
 def test_biases_and_layer_norms_do_not_decay() -> None:

