@@ -15,7 +15,12 @@ class AugmentOptions:
     """Keys of this script alone."""
 
     corpus: str = key("train", "what is scored: train, dev, or a file (.txt: a passage a line)", path=True)
-    lexicon: str | None = key(None, "word pairs to measure P@1 against: a file, or a folder of en-LL.txt", path=True)
+    lexicon: str | None = key(
+        None, "word pairs to measure precision against: a file, or a folder of en-LL.txt", path=True
+    )
+    threshold: float = key(
+        0.3, "least probability of a substitution that counts as accepted here", at_least=0.0, at_most=1.0
+    )
     sample: int = key(0, "sentences to show, switched in every language", at_least=0)
     out: str | None = key(None, "folder for a copy of the table; the cache has it in any case", path=True)
 
@@ -33,7 +38,7 @@ def _augment(composed: Composed) -> int:
     from xsalt.training.augment import augment
 
     options: AugmentOptions = composed.extra
-    return augment(composed, options.corpus, options.lexicon, options.sample, options.out)
+    return augment(composed, options.corpus, options.lexicon, options.sample, options.threshold, options.out)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -45,8 +45,82 @@ def test_a_table_is_the_same_bytes_wherever_it_is_made_and_its_stats_have_p_at_1
     for row in stats["languages"].values():
         assert {"vocabulary", "coverage", "mean_probability", "p_at_1", "p_at_1_n"} <= set(row)
         assert 0 <= row["p_at_1"] <= 1
+        assert sum(tenth["n"] for tenth in row["precision_by_decile"]) <= row["p_at_1_n"]
+    deciles = [stats["languages"][language]["precision_by_decile"] for language in ("fr", "ru")]
+    assert sum(t["n"] for row in deciles for t in row) == sum(t["n"] for t in stats["precision_by_decile"]) > 0
+    assert stats["threshold"] == 0.3
     assert stats["tokens"] > 0 and stats["fingerprint"]
-    assert "P@1" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "P@1" in shown and "precision" in shown and "probability 0.3 or more" in shown
+
+
+def test_a_threshold_decides_what_is_covered_and_shown(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = [
+        "--task",
+        "xnli",
+        f"data.root={data}",
+        "distill.temperature=5",
+        "distill.synonyms=true",
+        "distill.k=2",
+        *TINY,
+    ]
+    rates = []
+    for threshold in (0.0, 1.0):
+        out = tmp_path / str(threshold)
+        assert augment.main([*keys, f"threshold={threshold}", f"out={out}", "sample=1"]) == 0
+        stats = json.loads((out / "stats.json").read_text())
+        rates.append([row["coverage"] for row in stats["languages"].values()])
+        assert stats["threshold"] == threshold and {"fr", "en"} <= set(stats["languages"])
+        assert json.loads((out / "manifest.json").read_text())["source"] == ["en"]
+    assert max(rates[0]) > 0 and max(rates[1]) == 0
+    shown = capsys.readouterr()
+    assert "en (synonyms)  " in shown.out
+    assert "warning: no substitution reaches a probability of 1.0, so nothing is switched: the highest" in shown.err
+
+
+@pytest.mark.parametrize("value", ["-0.1", "1.5", "high"])
+@pytest.mark.parametrize("key", ["threshold", "augmenter.codeswitch.threshold"])
+def test_a_threshold_that_is_no_probability_is_one_line(
+    key: str, value: str, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--task", "xnli", "--augmenter", "codeswitch", f"data.root={data}", f"{key}={value}", *TINY]
+    assert augment.main(arguments) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith(f"xsalt-augment: error: {key}") and "Traceback" not in last
+
+
+@pytest.mark.parametrize("name", ["ids.npy", "probability.npy", "manifest.json", "stats.json"])
+@pytest.mark.parametrize("fault", ["cut", "flipped"])
+def test_a_damaged_table_is_one_line(
+    name: str,
+    fault: str,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XSALT_CACHE", str(tmp_path))
+    arguments = ["--task", "xnli", f"data.root={data}", *TINY]
+    assert augment.main(arguments) == 0
+    (path,) = tmp_path.glob(f"substitutions/*/{name}")
+    raw = path.read_bytes()
+    middle = len(raw) // 2
+    path.write_bytes(raw[:middle] if fault == "cut" else raw[:middle] + bytes([raw[middle] ^ 2]) + raw[middle + 1 :])
+    capsys.readouterr()
+    assert augment.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert err.strip().splitlines()[-1].startswith(f"xsalt-augment: error: {path}: ")
+    assert "delete the folder" in err
+
+
+def test_a_corpus_without_words_is_told(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "digits.txt").write_text("1 2 3\n4 5, 6.\n")
+    arguments = ["--task", "xnli", f"data.root={data}", f"corpus={tmp_path / 'digits.txt'}", *TINY]
+    assert augment.main(arguments) == 0
+    assert "nothing is switched: the corpus has no words" in capsys.readouterr().err
 
 
 def test_a_dev_set_with_parallel_rows_gets_chrf_and_one_without_does_not(

@@ -3,8 +3,9 @@ predicts.
 
 A folder with ``ids.npy`` (int32) and ``probability.npy`` (float16), both of shape (N tokens, L languages, k), best
 first and -1 where there is none; ``manifest.json`` (fingerprint, languages, sizes, SHA-256 of the files) and
-``stats.json``. Arrays are memory-mapped: a table may be larger than memory. An id equal to the source token's means
-"leave it as it is".
+``stats.json``, both with the SHA-256 of their own content. Arrays are memory-mapped: a table may be larger than memory.
+An id equal to the source token's means "leave it as it is". Languages that are source languages come last: their
+columns hold synonyms, never the token itself.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from xsalt.errors import UserError
 
 Ids = npt.NDArray[np.int32]
 Probabilities = npt.NDArray[np.float16]
-FORMAT = 1
+FORMAT = 2
 IDS, PROBABILITY, MANIFEST, STATS = "ids.npy", "probability.npy", "manifest.json", "stats.json"
 _REBUILD = "delete the folder, and it is built anew"
+_CHUNK = 1 << 18
+"""Tokens read at a time."""
 
 
 def table_fingerprint(parts: Mapping[str, object]) -> str:
@@ -40,17 +43,25 @@ class SubstitutionTable:
     """A table opened for reading.
 
     Attributes:
-        languages: target languages, in the order of the arrays' second axis.
+        languages: target languages, in the order of the arrays' second axis; then those of ``source``.
+        source: source languages among them, whose columns hold synonyms.
         ids_NLK, probability_NLK: memory-mapped arrays.
         fingerprint: what the table is a function of.
     """
 
     def __init__(
-        self, folder: Path, fingerprint: str, languages: tuple[str, ...], ids: Ids, probability: Probabilities
+        self,
+        folder: Path,
+        fingerprint: str,
+        languages: tuple[str, ...],
+        source: tuple[str, ...],
+        ids: Ids,
+        probability: Probabilities,
     ) -> None:
         self.folder = folder
         self.fingerprint = fingerprint
         self.languages = languages
+        self.source = source
         self.ids_NLK = ids
         self.probability_NLK = probability
 
@@ -65,21 +76,19 @@ class SubstitutionTable:
             UserError: if a file is missing, truncated or altered, or if the table was made for something else.
         """
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            languages, found, files = (
-                tuple(manifest["languages"]),
-                str(manifest["fingerprint"]),
-                dict(manifest["files"]),
-            )
-            if manifest["format"] != FORMAT:
-                raise UserError(
-                    f"{folder}: a substitution table of format {manifest['format']}, not {FORMAT}: {_REBUILD}"
-                )
+            manifest = _read_json(folder / MANIFEST)
         except OSError as error:
             raise UserError(
                 f"{folder}: no substitution table there ({MANIFEST}: {error.strerror}): make one with xsalt-augment"
             ) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        try:
+            found, files = str(manifest["fingerprint"]), dict(manifest["files"])
+            languages, source = tuple(manifest["languages"]), tuple(manifest.get("source", ()))
+            if manifest["format"] != FORMAT:
+                raise UserError(
+                    f"{folder}: a substitution table of format {manifest['format']}, not {FORMAT}: {_REBUILD}"
+                )
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{folder / MANIFEST}: damaged ({type(error).__name__}): {_REBUILD}") from error
         if fingerprint is not None and found != fingerprint:
             raise UserError(
@@ -89,11 +98,12 @@ class SubstitutionTable:
             )
         for name in (IDS, PROBABILITY):
             _check_file(folder / name, files.get(name, {}))
+        _check_stats(folder / STATS)
         ids = np.load(folder / IDS, mmap_mode="r")
         probability = np.load(folder / PROBABILITY, mmap_mode="r")
         if ids.shape != probability.shape or ids.ndim != 3 or ids.shape[1] != len(languages):
             raise UserError(f"{folder}: damaged (shapes {ids.shape} and {probability.shape}): {_REBUILD}")
-        return cls(folder, found, languages, ids, probability)
+        return cls(folder, found, languages, source, ids, probability)
 
     def __len__(self) -> int:
         return len(self.ids_NLK)
@@ -111,8 +121,8 @@ class SubstitutionTable:
         """
         threshold_L1 = np.asarray(threshold, dtype=np.float32).reshape(-1, 1)
         seen = np.zeros(1, dtype=np.bool_)
-        for start in range(0, len(self), 1 << 18):
-            part = (slice(start, start + (1 << 18)), slice(None), slice(k))
+        for start in range(0, len(self), _CHUNK):
+            part = (slice(start, start + _CHUNK), slice(None), slice(k))
             ids = self.ids_NLK[part]
             taken = ids[(ids >= 0) & (self.probability_NLK[part].astype(np.float32) >= threshold_L1)]
             if len(taken) and int(taken.max()) >= len(seen):
@@ -123,8 +133,8 @@ class SubstitutionTable:
     def coverage(self, threshold: float) -> npt.NDArray[np.float64]:
         """Share of all tokens that have a substitution at this threshold, by language. Shape (L,)."""
         found_L = np.zeros(len(self.languages))
-        for start in range(0, len(self), 1 << 18):
-            part = slice(start, start + (1 << 18))
+        for start in range(0, len(self), _CHUNK):
+            part = slice(start, start + _CHUNK)
             sure = self.probability_NLK[part, :, 0].astype(np.float32) >= threshold
             found_L += ((self.ids_NLK[part, :, 0] >= 0) & sure).sum(0)
         return found_L / max(1, len(self))
@@ -143,8 +153,20 @@ class SubstitutionTable:
 
     def stats(self) -> dict[str, Any]:
         """The content of ``stats.json``."""
-        stats: dict[str, Any] = json.loads((self.folder / STATS).read_text(encoding="utf-8"))
-        return stats
+        return _check_stats(self.folder / STATS)
+
+    def write_stats(self, stats: Mapping[str, Any]) -> None:
+        """Puts other statistics in place of ``stats.json``, all or nothing."""
+        partial = self.folder / f".{STATS}-{os.getpid()}"
+        _write_sealed(partial, stats)
+        os.replace(partial, self.folder / STATS)
+
+
+def _check_stats(path: Path) -> dict[str, Any]:
+    try:
+        return _read_json(path)
+    except OSError as error:
+        raise UserError(f"{path}: missing from the substitution table ({error.strerror}): {_REBUILD}") from error
 
 
 def _check_file(path: Path, expected: Mapping[str, Any]) -> None:
@@ -166,52 +188,111 @@ def file_hash(path: Path) -> str:
 
 
 class TableWriter:
-    """Arrays of a table under construction, to be filled slice by slice."""
+    """A table under construction: the files hold "no substitution" until they are written to, slice by slice.
 
-    def __init__(self, folder: Path, tokens: int, languages: Sequence[str], k: int, fingerprint: str) -> None:
+    Nothing is kept in memory: each access to an array maps its file anew.
+    """
+
+    def __init__(
+        self, folder: Path, tokens: int, languages: Sequence[str], k: int, fingerprint: str, source: Sequence[str]
+    ) -> None:
         self.folder = folder
         self.languages = tuple(languages)
+        self.source = tuple(source)
         self.fingerprint = fingerprint
-        shape = (tokens, len(self.languages), k)
-        self.ids_NLK = np.lib.format.open_memmap(folder / IDS, mode="w+", dtype=np.int32, shape=shape)
-        self.probability_NLK = np.lib.format.open_memmap(folder / PROBABILITY, mode="w+", dtype=np.float16, shape=shape)
-        self.ids_NLK[:] = -1
+        self.shape = (tokens, len(self.languages), k)
         self.stats: dict[str, Any] = {}
+        for name, dtype in ((IDS, np.int32), (PROBABILITY, np.float16)):
+            np.lib.format.open_memmap(folder / name, mode="w+", dtype=dtype, shape=self.shape).flush()
+            with (folder / name).open("r+b") as file:  # on a full disk this is an error; a write to a map is a crash
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        for start in range(0, tokens, _CHUNK):
+            self.ids_NLK[start : start + _CHUNK] = -1
+
+    @property
+    def ids_NLK(self) -> Ids:
+        """The ids, mapped for writing."""
+        return np.lib.format.open_memmap(self.folder / IDS, mode="r+")
+
+    @property
+    def probability_NLK(self) -> Probabilities:
+        """The probabilities, mapped for writing."""
+        return np.lib.format.open_memmap(self.folder / PROBABILITY, mode="r+")
 
     def finish(self) -> None:
-        self.ids_NLK.flush()
-        self.probability_NLK.flush()
-        files = {
-            name: {"size": (self.folder / name).stat().st_size, "sha256": file_hash(self.folder / name)}
-            for name in (IDS, PROBABILITY)
-        }
-        tokens, _, k = self.ids_NLK.shape
+        files = {}
+        for name in (IDS, PROBABILITY):
+            path = self.folder / name
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            files[name] = {"size": path.stat().st_size, "sha256": file_hash(path)}
         manifest = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
             "languages": list(self.languages),
-            "tokens": tokens,
-            "k": k,
+            "source": list(self.source),
+            "tokens": self.shape[0],
+            "k": self.shape[2],
             "files": files,
         }
-        write_json(self.folder / STATS, self.stats)
-        write_json(self.folder / MANIFEST, manifest)
+        _write_sealed(self.folder / STATS, self.stats)
+        _write_sealed(self.folder / MANIFEST, manifest)
 
 
 def write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes an object with the SHA-256 of its own content, flushed to the disk."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(_sealed(content))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What was sealed. Raises ``OSError`` if it isn't there and ``UserError`` if a byte of it was changed."""
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8")
+        content: dict[str, Any] = json.loads(text)
+        content.pop("sha256")
+        whole = _sealed(content) == text
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: damaged ({type(error).__name__}): {_REBUILD}") from error
+    if not whole:
+        raise UserError(f"{path}: damaged: its content was altered (SHA-256 differs): {_REBUILD}")
+    return content
+
+
+def _sealed(content: Mapping[str, Any]) -> str:
+    plain = {key: value for key, value in content.items() if key != "sha256"}
+    seal = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**plain, "sha256": seal}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
 @contextmanager
-def new_table(folder: Path, tokens: int, languages: Iterable[str], k: int, fingerprint: str) -> Iterator[TableWriter]:
+def new_table(
+    folder: Path,
+    tokens: int,
+    languages: Iterable[str],
+    k: int,
+    fingerprint: str,
+    source: Sequence[str] = (),
+    scratch: Path | None = None,
+) -> Iterator[TableWriter]:
     """Gives a table to fill; when the block ends without an error it takes its place at ``folder``, all or nothing.
 
     Another process may have put the same table there meanwhile: then this one is dropped.
+
+    Args:
+        scratch: where it lies till then, on the file system of ``folder``; None: beside it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:16]}-"))
+    building = Path(tempfile.mkdtemp(dir=scratch or folder.parent, prefix=f".{folder.name[:16]}-"))
     try:
-        writer = TableWriter(building, tokens, tuple(languages), k, fingerprint)
+        writer = TableWriter(building, tokens, tuple(languages), k, fingerprint, source)
         yield writer
         writer.finish()
         building.chmod(0o755)
@@ -226,11 +307,17 @@ def _put_in_place(building: Path, folder: Path) -> None:
     except OSError:
         if folder.is_file() or not (folder / MANIFEST).is_file():
             raise UserError(f"{folder}: exists and is no substitution table: give another folder") from None
-        if json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("fingerprint") == json.loads(
-            (building / MANIFEST).read_text(encoding="utf-8")
-        ).get("fingerprint"):
+        if fingerprint_of(folder) == fingerprint_of(building):
             return
         aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".replaced-"))
         os.replace(folder, aside / "old")
         os.replace(building, folder)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def fingerprint_of(folder: Path) -> str | None:
+    """What the table there is a function of; None if there is no table or its manifest is damaged."""
+    try:
+        return str(_read_json(folder / MANIFEST).get("fingerprint"))
+    except (OSError, UserError):
+        return None

@@ -1,8 +1,13 @@
-"""P@1 of substitutions against a bilingual lexicon. It only measures: nothing is tuned on it."""
+"""Precision of substitutions against a bilingual lexicon, in all and by probability. It only measures: nothing is tuned
+on it.
+
+Shapes: N tokens of the corpus, V vocabulary, P float16 numbers from 0 to 1, as their bits count them up.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +21,9 @@ from xsalt.text.tokenizer import Tokenizer
 Lexicon = Mapping[str, frozenset[str]]
 MIN_LETTERS = 4
 """Shorter words are mostly function words, which no lexicon settles."""
+CHUNK = 1 << 18
+"""Tokens looked at together."""
+_P = int(np.float16(1).view(np.uint16)) + 1
 
 
 def find_lexicons(path: Path, source: str, languages: tuple[str, ...]) -> dict[str, Path]:
@@ -57,6 +65,74 @@ def read_lexicon(path: Path) -> dict[str, frozenset[str]]:
     return {word: frozenset(translations) for word, translations in pairs.items()}
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Best substitutions held against a lexicon.
+
+    Attributes:
+        counted: occurrences of words that the lexicon settles. right: those whose best substitution it lists.
+        switched_P, right_P: those that have a substitution other than themselves, by its probability.
+    """
+
+    counted: int
+    right: int
+    switched_P: npt.NDArray[np.int64]
+    right_P: npt.NDArray[np.int64]
+
+
+def judge(
+    table: SubstitutionTable,
+    ids_N: npt.NDArray[np.int32],
+    special_N: npt.NDArray[np.bool_],
+    tokenizer: Tokenizer,
+    lexicon: Lexicon,
+    language: str,
+) -> Judged:
+    """Holds the best substitutions into a language against a lexicon.
+
+    Every occurrence counts of a lexicon word that is one piece and longer than three letters. The best substitution
+    counts without threshold or abstention; identity is wrong unless the lexicon lists it. Case doesn't count.
+
+    Args:
+        ids_N, special_N: the corpus that the table was made of; they may be memory-mapped.
+    """
+    pieces = tokenizer.pieces()
+    initial_V = tokenizer.word_initial_V
+    words = {int(i): piece_text(pieces[i]).lower() for i in np.flatnonzero(initial_V)}
+    known = {i: lexicon[word] for i, word in words.items() if len(word) >= MIN_LETTERS and word in lexicon}
+    known_V = np.zeros(len(pieces), dtype=np.bool_)
+    known_V[list(known)] = True
+    goes_on_V = ~initial_V & np.array([piece_text(piece)[:1].isalpha() for piece in pieces], dtype=np.bool_)
+    column = table.languages.index(language)
+    counted, right = 0, 0
+    switched_P, right_P = np.zeros(_P, dtype=np.int64), np.zeros(_P, dtype=np.int64)
+    for at in _occurrences(ids_N, special_N, known_V, goes_on_V):
+        bits = table.probability_NLK[at, column, 0].view(np.uint16)
+        triples = np.stack([ids_N[at], table.ids_NLK[at, column, 0], bits.astype(np.int32)], axis=1)
+        for (source, target, p), n in zip(*np.unique(triples, axis=0, return_counts=True), strict=True):
+            hit = target >= 0 and piece_text(pieces[target]).lower() in known[int(source)]
+            counted += int(n)
+            right += int(n) * hit
+            if target >= 0 and target != source:
+                switched_P[p] += n
+                right_P[p] += n * hit
+    return Judged(counted, right, switched_P, right_P)
+
+
+def _occurrences(
+    ids_N: npt.NDArray[np.int32],
+    special_N: npt.NDArray[np.bool_],
+    known_V: npt.NDArray[np.bool_],
+    goes_on_V: npt.NDArray[np.bool_],
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Tokens that are known words and don't go on with the next token."""
+    for start in range(0, len(ids_N), CHUNK):
+        stop = min(start + CHUNK, len(ids_N))
+        ids, special = np.array(ids_N[start : stop + 1]), np.array(special_N[start : stop + 1])
+        ends = np.append(special[1:] | ~goes_on_V[ids[1:]], True)
+        yield start + np.flatnonzero((known_V[ids] & ~special & ends)[: stop - start])
+
+
 def p_at_1(
     table: SubstitutionTable,
     ids_N: npt.NDArray[np.int32],
@@ -65,39 +141,29 @@ def p_at_1(
     lexicon: Lexicon,
     language: str,
 ) -> tuple[float, int]:
-    """Share of occurrences whose best substitution the lexicon lists, and how many occurrences there are.
+    """Share of occurrences whose best substitution the lexicon lists, and how many occurrences there are; ``judge``
+    says which count."""
+    judged = judge(table, ids_N, special_N, tokenizer, lexicon, language)
+    return judged.right / max(1, judged.counted), judged.counted
 
-    Every occurrence counts of a lexicon word that is one piece and longer than three letters. The best substitution
-    counts without threshold or abstention; identity is wrong unless the lexicon lists it. Case doesn't count.
 
-    Args:
-        ids_N, special_N: the corpus that the table was made of.
+def precision_by_decile(
+    switched_P: npt.NDArray[np.int64], right_P: npt.NDArray[np.int64]
+) -> list[dict[str, float | int]]:
+    """``from`` (least probability), ``n`` and ``precision`` of each tenth of the substitutions, by probability.
+
+    A substitution of a word by itself is none. Equal probabilities are never parted, so that tenths may differ in size
+    and some be missing.
     """
-    pieces = tokenizer.pieces()
-    initial_V = tokenizer.word_initial_V
-    occurs = np.zeros(len(pieces), dtype=np.bool_)
-    occurs[np.unique(ids_N)] = True
-    words = {int(i): piece_text(pieces[i]).lower() for i in np.flatnonzero(occurs & initial_V)}
-    known = {i: lexicon[word] for i, word in words.items() if len(word) >= MIN_LETTERS and word in lexicon}
-    known_V = np.zeros(len(pieces), dtype=np.bool_)
-    known_V[list(known)] = True
-    ends_N = np.append(special_N[1:] | _starts_word(ids_N[1:], pieces, initial_V), True)
-    counted = np.flatnonzero(known_V[ids_N] & ~special_N & ends_N)
-    best = table.ids_NLK[counted, table.languages.index(language), 0]
-    pairs, times = np.unique(np.stack([ids_N[counted], best], axis=1), axis=0, return_counts=True)
-    right = sum(
-        int(n)
-        for (source, target), n in zip(pairs, times, strict=True)
-        if target >= 0 and piece_text(pieces[target]).lower() in known[int(source)]
-    )
-    return right / max(1, len(counted)), len(counted)
-
-
-def _starts_word(
-    ids_N: npt.NDArray[np.int32], pieces: list[str], initial_V: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.bool_]:
-    """Whether a token doesn't go on with the word before it: it starts a word, or it is no letter."""
-    goes_on_V = np.zeros(len(pieces), dtype=np.bool_)
-    for i in np.unique(ids_N):
-        goes_on_V[i] = not initial_V[i] and piece_text(pieces[i])[:1].isalpha()
-    return ~goes_on_V[ids_N]
+    total = int(switched_P.sum())
+    middle_P = np.cumsum(switched_P) - switched_P / 2
+    decile_P = np.minimum(9, 10 * middle_P / max(1, total)).astype(np.int64)
+    value_P = np.arange(_P, dtype=np.uint16).view(np.float16)
+    rows: list[dict[str, float | int]] = []
+    for decile in range(10):
+        inside = (decile_P == decile) & (switched_P > 0)
+        if inside.any():
+            n = int(switched_P[inside].sum())
+            precision = round(int(right_P[inside].sum()) / n, 4)
+            rows.append({"from": round(float(value_P[inside][0]), 4), "n": n, "precision": precision})
+    return rows

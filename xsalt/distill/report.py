@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 
 from xsalt.data.dataset import Dataset
-from xsalt.data.substitutions import STATS, SubstitutionTable, write_json
-from xsalt.distill.lexicon import p_at_1, read_lexicon
+from xsalt.data.substitutions import SubstitutionTable
+from xsalt.distill.lexicon import judge, precision_by_decile, read_lexicon
+from xsalt.distill.tally import count
+from xsalt.logging import say
 from xsalt.randomness import permutation
+from xsalt.text.language_vocab import letters_V
 from xsalt.text.tokenizer import Tokenizer
 
 
@@ -20,31 +23,47 @@ def measure(
     dataset: Dataset,
     tokenizer: Tokenizer,
     lexicons: Mapping[str, Path],
+    threshold: float,
     chrf: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
-    """The table's statistics with ``p_at_1`` for each language that has a lexicon, and with the figures of
-    ``chrf_of_switching``; written to ``stats.json`` too."""
+    """The table's statistics at a threshold, with the figures of ``chrf_of_switching``; written to ``stats.json`` too.
+
+    Each language that has a lexicon gets ``p_at_1``, ``p_at_1_n`` and ``precision_by_decile``; the last is there for
+    all of them together too.
+    """
     stats = table.stats()
-    ids, special = np.asarray(dataset.ids), np.asarray(dataset.special)
+    if stats["threshold"] != threshold:
+        vocabulary = {language: row["vocabulary"] for language, row in stats["languages"].items()}
+        stats |= count(table, dataset, letters_V(tokenizer), threshold).stats(table.languages, vocabulary)
+    switched, right = [], []
     for language, path in lexicons.items():
-        share, n = p_at_1(table, ids, special, tokenizer, read_lexicon(path), language)
-        stats["languages"][language] |= {"p_at_1": round(share, 4), "p_at_1_n": n}
+        judged = judge(table, dataset.ids, dataset.special, tokenizer, read_lexicon(path), language)
+        stats["languages"][language] |= {
+            "p_at_1": round(judged.right / max(1, judged.counted), 4),
+            "p_at_1_n": judged.counted,
+            "precision_by_decile": precision_by_decile(judged.switched_P, judged.right_P),
+        }
+        switched.append(judged.switched_P)
+        right.append(judged.right_P)
+    if lexicons:
+        stats["precision_by_decile"] = precision_by_decile(np.sum(switched, axis=0), np.sum(right, axis=0))
     for language, figures in chrf.items():
         stats["languages"][language] |= figures
-    write_json(table.folder / STATS, stats)
+    table.write_stats(stats)
     return stats
 
 
 def describe(stats: Mapping[str, Any]) -> str:
-    """The statistics as a table for people."""
-    header = ("language", "vocabulary", "coverage", "probability", "P@1", "of", "chrF", "unswitched")
-    rows = [header]
+    """The statistics as tables for people."""
+    header = ("language", "vocabulary", "coverage", "identity", "probability", "P@1", "of", "chrF", "unswitched")
+    rows: list[tuple[str, ...]] = [header]
     for language, of_language in stats["languages"].items():
         rows.append(
             (
                 language,
                 str(of_language["vocabulary"]),
                 f"{of_language['coverage']:.3f}",
+                f"{of_language['identity']:.3f}",
                 f"{of_language['mean_probability']:.3f}",
                 f"{of_language['p_at_1']:.3f}" if "p_at_1" in of_language else "",
                 str(of_language.get("p_at_1_n", "")),
@@ -52,8 +71,41 @@ def describe(stats: Mapping[str, Any]) -> str:
                 str(of_language.get("chrf_source", "")),
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    shown = _columns(rows) + f"\ncoverage: words with a substitution of probability {stats['threshold']} or more\n"
+    deciles = stats.get("precision_by_decile")
+    if deciles:
+        shown += _columns(
+            [
+                ("from probability", "precision", "of"),
+                *((f"{d['from']:.4f}", f"{d['precision']:.3f}", str(d["n"])) for d in deciles),
+            ]
+        )
+    return shown.rstrip()
+
+
+def _columns(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def warn_if_nothing(stats: Mapping[str, Any]) -> None:
+    """Says why no word has an accepted substitution, if none has."""
+    rows = stats["languages"].values()
+    if any(row["coverage"] > 0 for row in rows):
+        return
+    highest = max(row["highest_probability"] for row in rows)
+    if stats["words"] == 0:
+        cause = "the corpus has no words, only digits and punctuation: look at the file"
+    elif all(row["without"] == 1 for row in rows):
+        cause = "no word has a candidate: vocabularies lack pieces of its kind, see xsalt-vocab"
+    elif highest == 0:
+        cause = "the best one of each word is the word itself: vocabularies share its pieces, raise vocabulary.ratio"
+    else:
+        cause = (
+            f"the highest probability is {highest:.4f}: lower the threshold, or score with a model (or a layer, "
+            "distill.layer) that knows these languages"
+        )
+    say(f"warning: no substitution reaches a probability of {stats['threshold']}, so nothing is switched: {cause}")
 
 
 def samples(
@@ -68,5 +120,6 @@ def samples(
         for index, language in enumerate(table.languages):
             ids, probability = table.ids_NLK[span, index, 0], table.probability_NLK[span, index, 0]
             accepted = (ids >= 0) & (probability.astype(np.float32) >= threshold)
-            yield f"{language}  {tokenizer.decode(np.where(accepted, ids, source)[word].tolist())}"
+            name = f"{language} (synonyms)" if language in table.source else language
+            yield f"{name}  {tokenizer.decode(np.where(accepted, ids, source)[word].tolist())}"
         yield ""

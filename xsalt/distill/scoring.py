@@ -7,6 +7,9 @@ Two methods, both softmax over V_l only ("predict only tokens of a specific targ
 - ``mlm``: the masked-language-model head of the checkpoint, at positions that are *not* masked (*assumed*).
 - ``lens``, for encoders without a head: cosine of an early hidden state with the rows of the embedding table, divided
   by a temperature (ours). Low layers of a multilingual encoder still lie close to their word rows, translations too.
+
+A substitution that is the token itself, in whatever case, means "leave it as it is". Into a source language the
+candidates are synonyms: there the token itself keeps its share of the softmax but is never chosen.
 """
 
 from __future__ import annotations
@@ -23,42 +26,64 @@ from torch import Tensor
 
 from xsalt.batch import Batch
 from xsalt.config_distill import DistillConfig
+from xsalt.distill.words import spellings, stands_alone, starts_word_V, whole_words_T
 from xsalt.text.language_vocab import UNSPACED, LanguageVocabularies, letters_V
 from xsalt.text.tokenizer import Tokenizer
 
 TILE = 512
 """Positions scored at a time against one vocabulary: the logits of a tile stay in the processor's cache."""
+ROWS = 8
+"""Products have a multiple of so many rows: with fewer, matrix libraries and reductions take other ways, in which the
+last bits depend on the number of rows or of threads."""
 CUDA_TILE = 8192
 """The same on CUDA, where a tile is to be work for the whole device."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What may replace a token in one language: ids, their decoder rows and biases."""
+    """What may replace a token in one language: ids, their decoder rows and biases.
+
+    Attributes:
+        spelling_V: numbers of their spellings, see ``spellings``.
+        synonyms: the language is a source language, so that a token is no candidate for itself, in whatever case.
+    """
 
     ids_V: Tensor
+    spelling_V: Tensor
     rows_VD: Tensor
     bias_V: Tensor
+    synonyms: bool = False
 
 
-def best_of(query_ND: Tensor, candidates: Candidates, k: int) -> tuple[Tensor, Tensor]:
+def best_of(query_ND: Tensor, spelling_N: Tensor, candidates: Candidates, k: int) -> tuple[Tensor, Tensor]:
     """The k most probable candidates of each position, ids and probabilities (float32), of shape (N, k).
 
     The softmax runs over all the candidates. Ties go to the lower id. Where there are fewer than k, ids are -1.
+
+    Args:
+        spelling_N: numbers of the spellings of the tokens themselves.
     """
     N, V = len(query_ND), len(candidates.ids_V)
     ids_Nk = torch.full((N, k), -1, dtype=torch.int64, device=query_ND.device)
     probability_Nk = torch.zeros((N, k), device=query_ND.device)
     size = CUDA_TILE if query_ND.is_cuda else TILE
     for start in range(0, N if V else 0, size):
-        tile = slice(start, start + size)
-        logits = F.linear(query_ND[tile], candidates.rows_VD).float()
+        tile = slice(start, min(start + size, N))
+        rows = tile.stop - start
+        logits = F.linear(F.pad(query_ND[tile], (0, 0, 0, -rows % ROWS)), candidates.rows_VD).float()
         logits += candidates.bias_V
-        top, column = top_of(logits, min(k, V))
-        highest = top[:, :1].clone()
+        if candidates.synonyms:
+            own = torch.zeros_like(logits, dtype=torch.bool)
+            own[:rows] = candidates.spelling_V == spelling_N[tile, None]
+            top, column = top_of(logits.masked_fill(own, -torch.inf), min(k, V))
+            highest = logits.amax(1, keepdim=True)
+        else:
+            top, column = top_of(logits, min(k, V))
+            highest = top[:, :1].clone()
         total = logits.sub_(highest).exp_().sum(1, keepdim=True)
-        ids_Nk[tile, : top.shape[1]] = candidates.ids_V[column]
-        probability_Nk[tile, : top.shape[1]] = (top - highest).exp() / total
+        places = min(k, V)
+        ids_Nk[tile, :places] = candidates.ids_V[column].masked_fill(top == -torch.inf, -1)[:rows]
+        probability_Nk[tile, :places] = ((top - highest).exp() / total)[:rows]
     return ids_Nk, probability_Nk
 
 
@@ -71,7 +96,11 @@ def top_of(logits_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     order = torch.argsort(column, dim=1)  # equal scores by id: first by column, then stably by score
     top, column = top.gather(1, order), column.gather(1, order)
     order = torch.argsort(top, dim=1, descending=True, stable=True)
-    return top.gather(1, order), column.gather(1, order)
+    top, column = top.gather(1, order), column.gather(1, order)
+    tied_N = (logits_NV >= top[:, -1:]).sum(1) > k  # topk takes any of those that tie for the last place
+    if bool(tied_N.any()):
+        column[tied_N] = logits_NV[tied_N].argsort(dim=1, descending=True, stable=True)[:, :k]
+    return top, column
 
 
 class Scorer:
@@ -79,12 +108,17 @@ class Scorer:
 
     Only (parts of) words are scored: pieces with letters and without digits. A piece that starts a word is replaced
     by such pieces only, and a continuation by continuations; languages written without spaces offer all their pieces
-    for both.
+    for both. With ``distill.whole_words`` only words of one piece are scored, against pieces that are words alone.
 
     Args:
         model: an encoder with word rows at ``model.embeddings.word``, and a head if ``method`` is ``mlm``.
+        languages: those of the table, in its order.
+        source: which of them are source languages, for synonyms.
         method: ``mlm`` or ``lens``.
     """
+
+    joins_blocks = False
+    """Whether tokens of several blocks may be scored together without a change in any bit."""
 
     def __init__(
         self,
@@ -94,29 +128,40 @@ class Scorer:
         languages: Sequence[str],
         config: DistillConfig,
         method: str,
+        source: Sequence[str] = (),
     ) -> None:
         self.model = model
         self.method = method
         self.config = config
         self.layer = model.mlm_layer if method == "mlm" else config.layer
-        self.initial_V = tokenizer.word_initial_V
+        pieces = tokenizer.pieces()
         self.words_V = letters_V(tokenizer)
+        self.starts_V = starts_word_V(pieces, tokenizer.word_initial_V)
+        self.spelling_V = spellings(pieces)
+        self.spelt_V = np.zeros(len(pieces), dtype=np.bool_)
+        if config.whole_words:
+            self.spelt_V[:] = [any(map(str.isalnum, piece)) for piece in pieces]
         self.device = next(model.parameters()).device
-        every = [vocabularies.ids[language].astype(np.int64) for language in languages]
-        self.candidates: dict[bool, list[Candidates]] = {
-            initial: [
-                self._candidates(ids if language in UNSPACED else ids[self.initial_V[ids] == initial])
-                for language, ids in zip(languages, every, strict=True)
-            ]
-            for initial in (True, False)
-        }
+        self.candidates: dict[bool, list[Candidates]] = {True: [], False: []}
+        for language in languages:
+            ids = vocabularies.ids[language].astype(np.int64)
+            if config.whole_words:
+                ids = ids[stands_alone(tokenizer, ids)]
+            for initial, of_kind in self.candidates.items():
+                fits = np.full(len(ids), language in UNSPACED) | (tokenizer.word_initial_V[ids] == initial)
+                if config.whole_words and not initial:
+                    fits[:] = False
+                of_kind.append(self._candidates(ids[fits], language in source))
 
-    def _candidates(self, ids: npt.NDArray[np.int64]) -> Candidates:
+    def _candidates(self, ids: npt.NDArray[np.int64], synonyms: bool) -> Candidates:
         ids_V = torch.from_numpy(ids).to(self.device)
+        spelling_V = torch.from_numpy(self.spelling_V[ids]).to(self.device)
         rows_VD = self.model.embeddings.word.rows(ids_V).float()
         if self.method == "lens":
-            return Candidates(ids_V, F.normalize(rows_VD), torch.zeros(len(ids), device=self.device))
-        return Candidates(ids_V, rows_VD, self.model.mlm_head.bias[ids_V].float())
+            rows_VD, bias_V = F.normalize(rows_VD), torch.zeros(len(ids), device=self.device)
+        else:
+            bias_V = self.model.mlm_head.bias[ids_V].float()
+        return Candidates(ids_V, spelling_V, rows_VD, bias_V, synonyms)
 
     def queries(self, batch: Batch) -> Tensor:
         """What the candidates' rows are multiplied with, (T, D): one pass of the encoder, up to the layer that is
@@ -127,25 +172,37 @@ class Scorer:
             return F.normalize(h_TD.float()) / self.config.temperature
         return self.model.mlm_transform(h_TD).float()  # type: ignore[no-any-return]
 
+    def same_as_own(self, ids_TLk: npt.NDArray[np.int32], ids_T: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """The substitutions, with the token's own id, "leave it as it is", for what differs from it in case alone."""
+        own_T = ids_T[:, None, None]
+        same = (ids_TLk >= 0) & (self.spelling_V[ids_TLk] == self.spelling_V[own_T])
+        return np.where(same, own_T, ids_TLk)
+
     def scored(self, ids_T: npt.NDArray[np.integer], special_T: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        """Which tokens are scored."""
+        """Which tokens of whole sequences are scored."""
         scored_T: npt.NDArray[np.bool_] = self.words_V[ids_T] & ~special_T
+        if self.config.whole_words:
+            scored_T &= whole_words_T(ids_T, special_T, self.starts_V, self.spelt_V)
         return scored_T
 
     def score(
         self, ids_T: npt.NDArray[np.integer], special_T: npt.NDArray[np.bool_], query_TD: Tensor
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float16]]:
-        """Ids (-1: none) and probabilities of shape (T, L, k), from the tokens' queries."""
+        """Ids (-1: none) and probabilities of shape (T, L, k), from the queries of whole sequences.
+
+        Here the tokens must be those of one block, as how many are scored together changes last bits.
+        """
         scored_T = self.scored(ids_T, special_T)
         L, k = len(self.candidates[True]), self.config.k
         ids_TLk = np.full((len(ids_T), L, k), -1, dtype=np.int32)
         probability_TLk = np.zeros((len(ids_T), L, k), dtype=np.float16)
         for initial in (True, False):
-            position_N = np.flatnonzero(scored_T & (self.initial_V[ids_T] == initial))
+            position_N = np.flatnonzero(scored_T & (self.starts_V[ids_T] == initial))
             if len(position_N) == 0:
                 continue
             query_ND = query_TD[torch.from_numpy(position_N).to(self.device)]
-            found = [best_of(query_ND, candidates, k) for candidates in self.candidates[initial]]
+            spelling_N = torch.from_numpy(self.spelling_V[ids_T[position_N]]).to(self.device)
+            found = [best_of(query_ND, spelling_N, candidates, k) for candidates in self.candidates[initial]]
             if found:  # read from the device once for all languages
                 ids_TLk[position_N] = torch.stack([ids for ids, _ in found], 1).cpu().numpy()
                 probability_TLk[position_N] = torch.stack([chances for _, chances in found], 1).cpu().numpy()

@@ -16,14 +16,19 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from xsalt.batch import IGNORE, Batch, Layout
-from xsalt.distill.scoring import TILE, Candidates, Scorer, top_of
+from xsalt.distill.scoring import ROWS, TILE, Candidates, Scorer, top_of
 from xsalt.text.tokenizer import Tokenizer
 
 PIECES = 256
 """Pieces encoded together to find their shortlists."""
+TILES = 512
+"""Products of ROWS tokens of one piece whose logits are in memory at once."""
+NONE = -1e30
+"""Logit of a place without a candidate."""
 
 
 class ShortlistScorer(Scorer):
@@ -34,14 +39,20 @@ class ShortlistScorer(Scorer):
         ids: the ids that occur in the corpus, sorted.
     """
 
+    joins_blocks = True
+
     def __init__(self, whole: Scorer, tokenizer: Tokenizer, ids: npt.NDArray[np.integer]) -> None:
         self.__dict__.update(whole.__dict__)
-        kept = ids[whole.scored(ids, np.zeros(len(ids), dtype=np.bool_))].astype(np.int64)
+        kept = ids[whole.words_V[ids] & (whole.starts_V[ids] | (not whole.config.whole_words))].astype(np.int64)
         self.piece_V = np.full(tokenizer.vocab_size, -1, dtype=np.int64)
         self.piece_V[kept] = np.arange(len(kept))
         every = [candidates for kind in whole.candidates.values() for candidates in kind]
         self.ids_U, first = np.unique(np.concatenate([c.ids_V.cpu().numpy() for c in every]), return_index=True)
         self.rows_UD = torch.cat([c.rows_VD for c in every])[torch.from_numpy(first).to(self.device)]
+        self.row_spelling_U = torch.from_numpy(self.spelling_V[self.ids_U]).to(self.device)
+        self.spelling_W = torch.from_numpy(self.spelling_V[kept]).to(self.device)
+        self.synonyms_L = torch.tensor([c.synonyms for c in whole.candidates[True]], device=self.device)
+        self.has_synonyms = any(c.synonyms for c in whole.candidates[True])
         L, S = len(whole.candidates[True]), whole.config.shortlist
         self.row_WLS = torch.full((len(kept), L, S), -1, dtype=torch.int64, device=self.device)
         self.outside_WL = torch.ones(len(kept), L, device=self.device)
@@ -49,7 +60,7 @@ class ShortlistScorer(Scorer):
             piece_ids = kept[start : start + PIECES]
             query_ND = self.queries(_alone(piece_ids, tokenizer).to(self.device))[1::3]
             for initial in (True, False):
-                local = np.flatnonzero(self.initial_V[piece_ids] == initial)
+                local = np.flatnonzero(self.starts_V[piece_ids] == initial)
                 if len(local):
                     self._shortlist(
                         start + local, query_ND[torch.from_numpy(local).to(self.device)], whole.candidates[initial]
@@ -65,8 +76,9 @@ class ShortlistScorer(Scorer):
             size = min(self.config.shortlist, len(choice.ids_V))
             row_V = torch.from_numpy(np.searchsorted(self.ids_U, choice.ids_V.cpu().numpy())).to(self.device)
             for tile in range(0, len(index_N), TILE):
-                logits = query_ND[tile : tile + TILE] @ choice.rows_VD.T
-                top, column = logits.topk(size, dim=1)
+                query = query_ND[tile : tile + TILE]
+                logits = (F.pad(query, (0, 0, 0, -len(query) % ROWS)) @ choice.rows_VD.T)[: len(query)]
+                top, column = top_of(logits, size)
                 highest = top[:, :1].clone()
                 self.row_WLS[index_N[tile : tile + TILE], language, :size] = row_V[column].sort(1).values
                 ratio = logits.sub_(highest).exp_().sum(1) / top.sub_(highest).exp_().sum(1)
@@ -75,41 +87,65 @@ class ShortlistScorer(Scorer):
     def score(
         self, ids_T: npt.NDArray[np.integer], special_T: npt.NDArray[np.bool_], query_TD: Tensor
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float16]]:
-        """Ids (-1: none) and probabilities of shape (T, L, k), from the tokens' queries."""
-        L, S, k = self.row_WLS.shape[1], self.row_WLS.shape[2], self.config.k
+        """Ids (-1: none) and probabilities of shape (T, L, k), from the queries of whole sequences.
+
+        Tokens of one piece are multiplied together, always ROWS at a time (rows of zeros fill up), so that the bits
+        don't depend on which other tokens are there.
+        """
+        L, k = self.row_WLS.shape[1], self.config.k
         best_TLk = np.full((len(ids_T), L, k), -1, dtype=np.int32)
         probability_TLk = np.zeros((len(ids_T), L, k), dtype=np.float16)
         position_N = np.flatnonzero(self.scored(ids_T, special_T))
         piece_N = self.piece_V[ids_T[position_N]]
         order = np.argsort(piece_N, kind="stable")
         position_N, piece_N = position_N[order], piece_N[order]
-        query_ND = query_TD[torch.from_numpy(position_N).to(self.device)]
-        cuts = np.flatnonzero(np.diff(piece_N, prepend=-1, append=-1))
-        rows_XD = torch.empty(L * S, query_TD.shape[1], device=self.device)
-        for first, last in _chunks(cuts, 4096):
-            logits = torch.empty(last - first, L * S, device=self.device)
-            inside = cuts[(cuts >= first) & (cuts <= last)]
-            with one_thread():
-                for begin, end in zip(inside[:-1].tolist(), inside[1:].tolist(), strict=True):
-                    row_X = (
-                        self.row_WLS[piece_N[begin]].view(-1).clamp(min=0)
-                    )  # places without a candidate: masked below
-                    torch.index_select(self.rows_UD, 0, row_X, out=rows_XD)
-                    torch.mm(query_ND[begin:end], rows_XD.T, out=logits[begin - first : end - first])
-            ids, probability = self._best(logits.view(-1, L, S), torch.from_numpy(piece_N[first:last]).to(self.device))
-            best_TLk[position_N[first:last]] = ids
-            probability_TLk[position_N[first:last]] = probability
+        slot_N, piece_X = _slots(piece_N)
+        for first in range(0, len(piece_X), TILES):
+            tiles = piece_X[first : first + TILES]
+            begin, end = np.searchsorted(slot_N, [first * ROWS, (first + len(tiles)) * ROWS])
+            slot = torch.from_numpy(slot_N[begin:end] - first * ROWS).to(self.device)
+            query_XRD = torch.zeros(len(tiles) * ROWS, query_TD.shape[1], device=self.device)
+            query_XRD[slot] = query_TD[torch.from_numpy(position_N[begin:end]).to(self.device)]
+            ids, probability = self._best(
+                self._logits(query_XRD.view(len(tiles), ROWS, -1), tiles),
+                torch.from_numpy(np.repeat(tiles, ROWS)).to(self.device),
+            )
+            best_TLk[position_N[begin:end]] = ids[slot.cpu().numpy()]
+            probability_TLk[position_N[begin:end]] = probability[slot.cpu().numpy()]
         return best_TLk, probability_TLk
+
+    def _logits(self, query_XRD: Tensor, piece_X: npt.NDArray[np.int64]) -> Tensor:
+        """logits_NLS of the N = X * ROWS queries, against the shortlists of their pieces."""
+        (X, _, D), (_, L, S) = query_XRD.shape, self.row_WLS.shape
+        logits_XRC = torch.empty(X, ROWS, L * S, device=self.device)
+        rows_CD = torch.empty(L * S, D, device=self.device)
+        before = -1
+        with one_thread():
+            for x, piece in enumerate(piece_X.tolist()):
+                if piece != before:
+                    row_C = self.row_WLS[piece].view(-1).clamp(min=0)  # places without a candidate are masked later
+                    torch.index_select(self.rows_UD, 0, row_C, out=rows_CD)
+                    before = piece
+                torch.mm(query_XRD[x], rows_CD.T, out=logits_XRC[x])
+        return logits_XRC.view(X * ROWS, L, S)
 
     def _best(self, logits_NLS: Tensor, piece_N: Tensor) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
         N, L, S = logits_NLS.shape
         row_NLS = self.row_WLS[piece_N]
-        logits_NLS = logits_NLS.masked_fill(row_NLS < 0, -1e30)
+        row_MS = row_NLS.reshape(N * L, S)
+        logits_MS = logits_NLS.masked_fill(row_NLS < 0, NONE).view(N * L, S)
         k = min(self.config.k, S)
-        top, column = top_of(logits_NLS.reshape(N * L, S), k)
-        row = row_NLS.reshape(N * L, S).gather(1, column)
-        total = (logits_NLS.reshape(N * L, S) - top[:, :1]).exp().sum(1) * self.outside_WL[piece_N].reshape(-1)
-        probability = (top - top[:, :1]).exp() / total[:, None]
+        if self.has_synonyms:
+            own_NLS = self.row_spelling_U[row_NLS.clamp(min=0)] == self.spelling_W[piece_N][:, None, None]
+            own_NLS &= self.synonyms_L[:, None]
+            top, column = top_of(logits_MS.masked_fill(own_NLS.view(N * L, S), -torch.inf), k)
+            highest = logits_MS.amax(1, keepdim=True)
+        else:
+            top, column = top_of(logits_MS, k)
+            highest = top[:, :1]
+        row = row_MS.gather(1, column).masked_fill(top <= NONE, -1)
+        total = (logits_MS - highest).exp().sum(1) * self.outside_WL[piece_N].reshape(-1)
+        probability = (top - highest).exp() / total[:, None]
         ids = np.where(row.cpu().numpy() >= 0, self.ids_U[row.clamp(min=0).cpu().numpy()], -1)
         shape = (N, L, self.config.k)
         best, chances = np.full(shape, -1, dtype=np.int32), np.zeros(shape, dtype=np.float32)
@@ -129,14 +165,13 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _chunks(cuts: npt.NDArray[np.int64], size: int) -> list[tuple[int, int]]:
-    """Neighbouring ranges that end at cuts, each of about ``size``."""
-    chunks, first = [], 0
-    for cut in cuts[1:].tolist():
-        if cut - first >= size or cut == cuts[-1]:
-            chunks.append((first, cut))
-            first = cut
-    return chunks
+def _slots(piece_N: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Tiles of ROWS slots, each for one piece: the slot of each token (sorted by piece), and the piece of each tile."""
+    piece_G, count_G = np.unique(piece_N, return_counts=True)
+    tiles_G = -(-count_G // ROWS)
+    first_G = np.cumsum(tiles_G) - tiles_G
+    within_N = np.arange(len(piece_N)) - np.repeat(np.cumsum(count_G) - count_G, count_G)
+    return np.repeat(first_G * ROWS, count_G) + within_N, np.repeat(piece_G, tiles_G)
 
 
 def _alone(ids: npt.NDArray[np.int64], tokenizer: Tokenizer) -> Batch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import time
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,21 +15,20 @@ import torch
 
 from xsalt.config_distill import DistillConfig
 from xsalt.data.dataset import Dataset
-from xsalt.data.substitutions import MANIFEST, SubstitutionTable, new_table, table_fingerprint
+from xsalt.data.substitutions import MANIFEST, SubstitutionTable, fingerprint_of, new_table, table_fingerprint
+from xsalt.distill.build import BLOCK, SPAN, Builder, ids_in
+from xsalt.distill.parts import Parts, workplace, writable
+from xsalt.distill.report import warn_if_nothing
 from xsalt.distill.scoring import Scorer
 from xsalt.distill.shortlist import ShortlistScorer
 from xsalt.errors import UserError
-from xsalt.logging import Progress, say
+from xsalt.logging import say
 from xsalt.nn.inference import inference
 from xsalt.text.language_vocab import LanguageVocabularies
 from xsalt.text.tokenizer import Tokenizer
 
-BLOCK = 64
-"""Examples encoded together. Blocks are cut in the corpus's order and never otherwise: the width of a batch changes
-the last bits of its results, and a table must not depend on how it was computed."""
-
-SPAN = 2048
-"""Examples whose tokens are scored together: a multiple of BLOCK."""
+IN_FLIGHT = 32
+"""Blocks in memory at once, where no one says: the default of ``batch.size``."""
 
 
 def pick_method(config: DistillConfig, has_mlm_head: bool) -> str:
@@ -45,12 +44,17 @@ def target_languages(
     vocabularies: LanguageVocabularies, languages: Sequence[str], source: Sequence[str]
 ) -> tuple[str, ...]:
     """Languages that tokens may be switched to. Raises ``UserError`` if none has a vocabulary."""
-    targets = tuple(
-        language for language in languages if language not in source and len(vocabularies.ids.get(language, ()))
-    )
+    wanted = tuple(language for language in languages if language not in source)
+    targets = tuple(language for language in wanted if len(vocabularies.ids.get(language, ())))
+    empty = [language for language in wanted if language in vocabularies.ids and language not in targets]
+    if empty:
+        say(
+            f"warning: the vocabulary of {', '.join(empty)} is empty, so nothing is switched to it: "
+            "give plain text with vocabulary.text=DIR, or lower vocabulary.ratio or the least frequency"
+        )
     if not targets:
         raise UserError(
-            f"no target language has a vocabulary (asked for: {', '.join(languages) or 'none'}): "
+            f"no target language has a vocabulary (asked for: {', '.join(wanted) or 'none'}): "
             "name some with languages=[...] and give plain text with vocabulary.text=DIR"
         )
     return targets
@@ -76,6 +80,7 @@ def ensure_table(
     vocabularies: LanguageVocabularies,
     config: DistillConfig,
     cache: Path,
+    in_flight: int = IN_FLIGHT,
 ) -> SubstitutionTable:
     """The substitution table of a data set: the one that is there already, or a new one.
 
@@ -85,12 +90,14 @@ def ensure_table(
         has_mlm_head: whether the checkpoint brings a trained masked-language-model head.
         languages, source: target languages are those of ``languages`` that are no source and have a vocabulary.
         cache: the table goes to ``substitutions/FINGERPRINT`` in it.
+        in_flight: blocks in memory at once; the table doesn't depend on it.
 
     Raises:
         UserError: if no language has a vocabulary, or the table there is damaged.
     """
     method = pick_method(config, has_mlm_head)
     targets = target_languages(vocabularies, languages, source)
+    synonyms = synonym_languages(vocabularies, source) if config.synonyms else ()
     made = model() if fingerprint is None else None
     settings = {
         k: v for k, v in asdict(config).items() if method == "lens" or k not in ("layer", "temperature", "shortlist")
@@ -101,14 +108,32 @@ def ensure_table(
             "tokenizer": tokenizer.fingerprint,
             "dataset": dataset.fingerprint,
             "languages": targets,
-            "vocabularies": {language: _hash(vocabularies.ids[language]) for language in targets},
+            "synonyms": synonyms,
+            "vocabularies": {language: _hash(vocabularies.ids[language]) for language in (*targets, *synonyms)},
             "settings": {**settings, "method": method, "block": BLOCK, "span": SPAN},
         }
     )
     place = cache / "substitutions" / key[:32]
     if not (place / MANIFEST).is_file():
-        build_table(made or model(), tokenizer, dataset, targets, vocabularies, config, method, place, key)
-    return SubstitutionTable.open(place, key)
+        languages = (*targets, *synonyms)
+        scorer = made or model()
+        build_table(
+            scorer, tokenizer, dataset, languages, vocabularies, config, method, place, key, synonyms, in_flight
+        )
+    table = SubstitutionTable.open(place, key)
+    warn_if_nothing(table.stats())
+    return table
+
+
+def synonym_languages(vocabularies: LanguageVocabularies, source: Sequence[str]) -> tuple[str, ...]:
+    """Source languages that synonyms may be of. Raises ``UserError`` if one has no vocabulary."""
+    for language in source:
+        if not len(vocabularies.ids.get(language, ())):
+            raise UserError(
+                f"distill.synonyms=true: source language {language!r} has no vocabulary: give plain text with "
+                "vocabulary.text=DIR, or set distill.synonyms=false"
+            )
+    return tuple(dict.fromkeys(source))
 
 
 def _hash(ids: npt.NDArray[np.int32]) -> str:
@@ -125,60 +150,44 @@ def build_table(
     method: str,
     folder: Path,
     fingerprint: str,
+    source: Sequence[str] = (),
+    in_flight: int = IN_FLIGHT,
 ) -> None:
-    """Scores the whole data set and puts the table at ``folder``, all or nothing."""
+    """Scores the whole data set and puts the table at ``folder``, all or nothing.
+
+    Killed, it goes on where it was when it is called again. Of two processes with one folder the second waits, and does
+    nothing if it finds the table then.
+
+    Args:
+        languages: those of the table, in its order; ``source`` those among them that are source languages.
+
+    Raises:
+        UserError: if there is nothing to score with, or the folder can't be written.
+    """
     if method == "lens" and config.layer > model.config.layers:
         raise UserError(f"distill.layer={config.layer}: the encoder has hidden layers 0 to {model.config.layers}")
-    say(f"substitutions: {len(dataset)} examples, {len(languages)} languages, scored by the model's {_METHODS[method]}")
-    progress = Progress(len(dataset), "substitutions", "example")
-    began = time.monotonic()
-    with inference(model), new_table(folder, len(dataset.ids), languages, config.k, fingerprint) as table:
-        scorer = Scorer(model, tokenizer, vocabularies, languages, config, method)
-        if method == "lens" and config.shortlist:
-            scorer = ShortlistScorer(scorer, tokenizer, np.unique(dataset.ids))
-        for start in range(0, len(dataset), SPAN):
-            stop = min(start + SPAN, len(dataset))
-            queries = []
-            for first in range(start, stop, BLOCK):
-                indices = np.arange(first, min(first + BLOCK, stop))
-                queries.append(scorer.queries(dataset.batch(indices, seed=0, epoch=0).to(scorer.device)))
-            tokens = slice(int(dataset.offsets[start]), int(dataset.offsets[stop]))
-            ids_T, special_T = np.asarray(dataset.ids[tokens]), np.asarray(dataset.special[tokens])
-            table.ids_NLK[tokens], table.probability_NLK[tokens] = scorer.score(ids_T, special_T, torch.cat(queries))
-            progress.step(stop - start)
-        word_N = scorer.scored(np.asarray(dataset.ids), np.asarray(dataset.special))
-        table.stats = {
-            "languages": {
-                language: {
-                    "vocabulary": len(vocabularies.ids[language]),
-                    **_coverage(dataset, word_N, table.ids_NLK[:, i, 0], table.probability_NLK[:, i, 0]),
-                }
-                for i, language in enumerate(languages)
-            },
-            "tokens": len(dataset.ids),
-            "tokens_per_s": round(len(dataset.ids) / max(1e-9, time.monotonic() - began), 1),
-            "fingerprint": fingerprint,
-        }
-    progress.close()
-    say(f"substitutions: {len(dataset.ids)} tokens at {table.stats['tokens_per_s']:.0f} tokens/s, kept in {folder}")
+    with writable(folder), workplace(folder) as place:
+        if fingerprint_of(folder) == fingerprint:
+            return
+        say(
+            f"substitutions: {len(dataset)} examples, {len(languages)} languages ({', '.join(languages)}), "
+            f"scored by the model's {_METHODS[method]}"
+        )
+        for left in place.glob(".*"):
+            shutil.rmtree(left)  # a table that was being put together when its process was killed
+        with inference(model):
+            scorer = Scorer(model, tokenizer, vocabularies, languages, config, method, source)
+            if not any(len(c.ids_V) for kind in scorer.candidates.values() for c in kind):
+                raise UserError("distill.whole_words=true: no piece of any vocabulary is a word: set it to false")
+            if method == "lens" and config.shortlist:
+                scorer = ShortlistScorer(scorer, tokenizer, ids_in(dataset))
+            parts = Parts(place, fingerprint, (len(languages), config.k))
+            builder = Builder(scorer, dataset, parts, in_flight)
+            builder.build_shard(0, builder.spans)
+        with new_table(folder, len(dataset.ids), languages, config.k, fingerprint, source, place) as table:
+            builder.merge(table, scorer.words_V, {name: len(vocabularies.ids[name]) for name in languages})
+        shutil.rmtree(place)
+    say(f"substitutions: {builder.tokens} tokens at {table.stats['tokens_per_s']:.0f} tokens/s, kept in {folder}")
 
 
 _METHODS = {"mlm": "masked-language-model head", "lens": "embedding table (lens)"}
-COVERAGE_THRESHOLD = 0.3
-"""Probability from which ``stats.json`` counts a token as covered: the default threshold of code-switching."""
-
-
-def _coverage(
-    dataset: Dataset,
-    word_N: npt.NDArray[np.bool_],
-    ids_N: npt.NDArray[np.int32],
-    probability_N: npt.NDArray[np.float16],
-) -> dict[str, float]:
-    """Share of word tokens with an accepted substitution other than themselves, and mean probability of the best
-    one."""
-    accepted_N = (ids_N >= 0) & (ids_N != dataset.ids) & (probability_N.astype(np.float32) >= COVERAGE_THRESHOLD)
-    words = max(1, int(word_N.sum()))
-    return {
-        "coverage": round(float(accepted_N[word_N].sum()) / words, 4),
-        "mean_probability": round(float(probability_N[word_N].astype(np.float64).sum()) / words, 4),
-    }

@@ -8,24 +8,22 @@ from xsalt.batch import IGNORE
 from xsalt.config import Composed
 from xsalt.data.dataset import Dataset, Example
 from xsalt.distill.lexicon import find_lexicons
-from xsalt.distill.report import describe, measure, samples
+from xsalt.distill.report import describe, measure, samples, warn_if_nothing
 from xsalt.errors import UserError
 from xsalt.logging import say
 from xsalt.text.vocabulary_backends import build_vocabularies
 from xsalt.training.quality import chrf_of_dev
 from xsalt.training.run import Setup, substitution_table
 
-COVERED = 0.3
-"""Threshold of the sentences that are shown: the default of code-switching."""
 
-
-def augment(config: Composed, corpus: str, lexicon: str | None, sample: int, out: str | None) -> int:
+def augment(config: Composed, corpus: str, lexicon: str | None, sample: int, threshold: float, out: str | None) -> int:
     """Builds or finds the substitution table of a corpus, and reports on it.
 
     Args:
         corpus: ``train``, ``dev``, or a file in one of the task's formats (``.txt``: a passage a line).
         lexicon: a file or folder of word pairs to measure P@1 against.
         sample: sentences shown, switched in every language.
+        threshold: probability from which substitutions count as accepted here.
         out: folder for a copy of the table.
     """
     setup = Setup.open(config)
@@ -38,9 +36,13 @@ def augment(config: Composed, corpus: str, lexicon: str | None, sample: int, out
     if out:
         table = table.copy_to(Path(out))
     has_vocabulary = {language: path for language, path in lexicons.items() if language in table.languages}
-    chrf = chrf_of_dev(setup, table, dataset, COVERED) if corpus == "dev" else {}
-    print(describe(measure(table, dataset, setup.tokenizer, has_vocabulary, chrf)))
-    for line in samples(table, dataset, setup.tokenizer, sample, COVERED, config.train.seed):
+    told = table.stats()["threshold"]
+    chrf = chrf_of_dev(setup, table, dataset, threshold) if corpus == "dev" else {}
+    stats = measure(table, dataset, setup.tokenizer, has_vocabulary, threshold, chrf)
+    print(describe(stats))
+    if threshold != told:
+        warn_if_nothing(stats)
+    for line in samples(table, dataset, setup.tokenizer, sample, threshold, config.train.seed):
         print(line)
     say(f"table: {table.folder}")
     return 0

@@ -356,6 +356,7 @@ def substitution_table(
             vocabularies,
             setup.config.train.distill,
             setup.cache,
+            setup.config.train.batch.size,
         )
 
 

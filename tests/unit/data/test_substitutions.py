@@ -9,6 +9,7 @@ import pytest
 from xsalt.data.substitutions import SubstitutionTable, new_table, table_fingerprint
 from xsalt.errors import UserError
 
+JSON = ("manifest.json", "stats.json")
 FINGERPRINT = table_fingerprint({"model": "m"})
 
 
@@ -45,20 +46,40 @@ def test_a_table_for_something_else_is_refused(tmp_path: Path) -> None:
         SubstitutionTable.open(tmp_path / "table", table_fingerprint({"model": "other"}))
 
 
-@pytest.mark.parametrize("name", ["ids.npy", "probability.npy"])
+@pytest.mark.parametrize("name", ["ids.npy", "probability.npy", "manifest.json", "stats.json"])
 def test_missing_truncated_and_altered_files_are_named(tmp_path: Path, name: str) -> None:
     write(tmp_path / "table")
     path = tmp_path / "table" / name
     content = path.read_bytes()
-    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(UserError, match=f"{name}.*altered"):
-        SubstitutionTable.open(tmp_path / "table")
-    path.write_bytes(content[:-3])
-    with pytest.raises(UserError, match=f"{name}.*bytes instead of"):
-        SubstitutionTable.open(tmp_path / "table")
+    for at in range(0, len(content), 7 if name.endswith("json") else 31):
+        altered = bytearray(content)
+        altered[at] ^= 1 << at % 8
+        path.write_bytes(altered)
+        with pytest.raises(UserError, match=rf"{name}: .*(altered|damaged).*: delete the folder"):
+            SubstitutionTable.open(tmp_path / "table")
+    for left in (content[:-3], b""):
+        path.write_bytes(left)
+        with pytest.raises(UserError, match=f"{name}: .*(bytes instead of|damaged)"):
+            SubstitutionTable.open(tmp_path / "table")
     path.unlink()
-    with pytest.raises(UserError, match=f"{name}: missing"):
+    with pytest.raises(UserError, match="missing" if name != "manifest.json" else "no substitution table there"):
         SubstitutionTable.open(tmp_path / "table")
+
+
+def test_columns_of_synonyms_are_known(tmp_path: Path) -> None:
+    assert write(tmp_path / "plain").source == ()
+    with new_table(tmp_path / "table", 4, ["de", "en"], 1, FINGERPRINT, ["en"]):
+        pass
+    table = SubstitutionTable.open(tmp_path / "table")
+    assert (table.languages, table.source) == (("de", "en"), ("en",))
+    assert table.copy_to(tmp_path / "copy").source == ("en",)
+
+
+def test_statistics_are_replaced_whole(tmp_path: Path) -> None:
+    table = write(tmp_path / "table")
+    table.write_stats({"tokens": 5, "name": "größer"})
+    assert SubstitutionTable.open(tmp_path / "table").stats() == {"tokens": 5, "name": "größer"}
+    assert {p.name for p in (tmp_path / "table").iterdir()} == {"ids.npy", "probability.npy", *JSON}
 
 
 def test_no_table_and_a_damaged_manifest_are_one_error_line(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from xsalt.data.substitutions import SubstitutionTable, new_table
-from xsalt.distill.lexicon import find_lexicons, p_at_1, read_lexicon
+from xsalt.distill import lexicon as lexicon_module
+from xsalt.distill.lexicon import find_lexicons, judge, p_at_1, precision_by_decile, read_lexicon
 from xsalt.errors import UserError
 from xsalt.text.tokenizer import Tokenizer
 
@@ -37,6 +38,39 @@ def test_p_at_1_counts_every_occurrence_of_one_piece_words_of_four_letters(
     assert p_at_1(table, ids, special, tokenizer, lexicon, "fr") == (3 / 4, 4)
     special[:] = True
     assert p_at_1(table, ids, special, tokenizer, lexicon, "fr") == (0.0, 0)
+
+
+def test_precision_is_told_for_each_tenth_of_the_substitutions_by_probability(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house, maison, chat = (tokenizer.pieces().index(piece) for piece in ("▁house", "▁maison", "▁chat"))
+    probability = np.random.default_rng(0).uniform(size=1000).astype(np.float16)
+    right = np.random.default_rng(1).uniform(size=1000) < probability.astype(float)
+    best = np.where(right, maison, chat)
+    best[:100], best[100:150] = house, -1  # itself, and none: no substitution
+    with new_table(tmp_path / "t", 1000, ["fr"], 1, "f") as writer:
+        writer.ids_NLK[:, 0, 0] = best
+        writer.probability_NLK[:, 0, 0] = probability
+    table = SubstitutionTable.open(tmp_path / "t")
+    monkeypatch.setattr(lexicon_module, "CHUNK", 64)
+    corpus = np.full(1000, house, dtype=np.int32)
+    words = {"house": frozenset({"maison"})}
+    judged = judge(table, corpus, np.zeros(1000, dtype=bool), tokenizer, words, "fr")
+    assert (judged.counted, judged.right) == (1000, int(right[150:].sum()))
+    rows = precision_by_decile(judged.switched_P, judged.right_P)
+    order = np.argsort(probability[150:], kind="stable")
+    for row, tenth in zip(rows, np.array_split(order, 10), strict=True):
+        assert abs(row["n"] - 85) <= 2
+        assert row["from"] == pytest.approx(float(probability[150:][tenth[0]]), abs=2e-3)
+        assert row["precision"] == pytest.approx(right[150:][tenth].mean(), abs=0.03)
+    assert precision_by_decile(judged.switched_P * 0, judged.right_P * 0) == []
+
+
+def test_equal_probabilities_are_not_parted() -> None:
+    switched = np.zeros(int(np.float16(1).view(np.uint16)) + 1, dtype=np.int64)
+    switched[np.float16(0.5).view(np.uint16)], switched[-1] = 30, 70
+    rows = precision_by_decile(switched, switched // 10)
+    assert rows == [{"from": 0.5, "n": 30, "precision": 0.1}, {"from": 1.0, "n": 70, "precision": 0.1}]
 
 
 def test_a_lexicon_has_tabs_or_spaces_and_any_case(tmp_path: Path) -> None:

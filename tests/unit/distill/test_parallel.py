@@ -7,7 +7,7 @@ import pytest
 import tokenizers
 from sacrebleu.metrics import CHRF
 
-from tests.unit.distill.conftest import ENGLISH, FRENCH, PIECES
+from tests.unit.distill.tiny import ENGLISH, FRENCH, PIECES
 from xsalt.data.dataset import Dataset, Example, tokenise
 from xsalt.data.substitutions import SubstitutionTable, new_table
 from xsalt.distill.parallel import ROWS, are_parallel, chrf_of_switching

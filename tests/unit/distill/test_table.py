@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from xsalt.config_distill import DistillConfig
 from xsalt.data.dataset import Dataset
 from xsalt.data.substitutions import SubstitutionTable
 from xsalt.distill import table as table_module
+from xsalt.distill.report import warn_if_nothing
+from xsalt.distill.scoring import top_of
 from xsalt.distill.table import ensure_table
+from xsalt.distill.tally import count
 from xsalt.errors import UserError
-from xsalt.text.language_vocab import LanguageVocabularies
+from xsalt.text.language_vocab import LanguageVocabularies, letters_V
 from xsalt.text.tokenizer import Tokenizer
 
 Make = Callable[..., Any]
@@ -31,8 +35,11 @@ def build(
         fingerprint: str | None = "m",
         languages: Any = ("en", "fr", "it"),
         cache: Path | None = None,
+        empty: Any = (),
         **config: Any,
     ) -> Any:
+        none = {language: np.zeros(0, dtype=np.int32) for language in empty}
+        given = replace(vocabularies, ids={**vocabularies.ids, **none})
         make = model if callable(model) and not isinstance(model, torch.nn.Module) else lambda: model
         settings = DistillConfig(**config)
         return ensure_table(
@@ -43,7 +50,7 @@ def build(
             dataset,
             languages,
             ("en",),
-            vocabularies,
+            given,
             settings,
             cache or tmp_path,
         )
@@ -109,16 +116,17 @@ def test_a_continuation_is_replaced_by_continuations_only(
     assert (table.ids_NLK[continuation, 1, 0] == -1).all()  # the other language has none
 
 
-def test_the_best_k_come_first_to_last(build: Any, model: Make) -> None:
-    for shortlist in (0, 32):
-        table = build(model(), k=3, shortlist=shortlist, temperature=0.1)
+@pytest.mark.parametrize("method", ["lens", "mlm"])
+def test_the_best_k_come_first_to_last(build: Any, model: Make, method: str) -> None:
+    made = model(mlm_head=method == "mlm")
+    for shortlist in (0, 32) if method == "lens" else (0,):
+        keys = {"has_head": method == "mlm", "shortlist": shortlist, "temperature": 0.1}
+        table = build(made, k=3, **keys)
         word = table.ids_NLK[:, 0, 2] >= 0
         probability = table.probability_NLK[word, 0].astype(float)
         assert (np.diff(probability, axis=1) <= 0).all()
         assert all(len(set(row)) == 3 for row in table.ids_NLK[word, 0].tolist())
-        np.testing.assert_array_equal(
-            build(model(), k=1, shortlist=shortlist, temperature=0.1).ids_NLK[:, :, 0], table.ids_NLK[:, :, 0]
-        )
+        np.testing.assert_array_equal(build(made, k=1, **keys).ids_NLK[:, :, 0], table.ids_NLK[:, :, 0])
 
 
 def test_a_table_is_built_once_and_reused(build: Any, model: Make) -> None:
@@ -153,6 +161,7 @@ def test_the_same_table_comes_out_bit_by_bit(build: Any, model: Make, tmp_path: 
 def test_statistics_tell_size_coverage_and_mean_probability(build: Any, model: Make, dataset: Dataset) -> None:
     stats = build(model(), temperature=0.05).stats()
     assert stats["tokens"] == len(dataset.ids)
+    assert stats["threshold"] == 0.3
     assert stats["languages"]["fr"]["vocabulary"] == 10
     assert 0 < stats["languages"]["fr"]["coverage"] <= 1
     assert 0 < stats["languages"]["fr"]["mean_probability"] <= 1
@@ -172,6 +181,77 @@ def test_bad_requests_are_one_error_line(build: Any, model: Make) -> None:
         build(model(), languages=("en", "sw"))
     with pytest.raises(UserError, match=r"distill\.layer=9"):
         build(model(), layer=9)
+    with pytest.raises(UserError, match=r"distill\.synonyms=true: source language 'en' has no vocabulary"):
+        build(model(), synonyms=True, empty=("en",))
+    with pytest.raises(UserError, match="no target language has a vocabulary"):
+        build(model(), empty=("fr", "it"))
+
+
+def test_an_empty_vocabulary_is_told_and_left_out(build: Any, model: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    assert build(model(), empty=("it",)).languages == ("fr",)
+    assert "warning: the vocabulary of it is empty, so nothing is switched to it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shortlist", [0, 32])
+def test_the_source_language_comes_last_if_synonyms_are_asked_for(build: Any, model: Make, shortlist: int) -> None:
+    table = build(model(), synonyms=True, shortlist=shortlist)
+    assert (table.languages, table.source) == (("fr", "it", "en"), ("en",))
+    plain = build(model(), shortlist=shortlist)
+    assert plain.source == () and plain.fingerprint != table.fingerprint
+    np.testing.assert_array_equal(table.ids_NLK[:, :2], plain.ids_NLK)
+
+
+def test_equal_scores_are_ordered_by_id_up_to_the_last_place() -> None:
+    logits = torch.tensor([[1.0, 3, 2, 3, 2, 2, 0], [5, 5, 5, 5, 5, 5, 5], [7, 6, 5, 4, 3, 2, 1]])
+    for k in range(1, 8):
+        top, column = top_of(logits, k)
+        expected = [sorted(range(7), key=lambda i, row=row: (-row[i], i))[:k] for row in logits.tolist()]
+        assert column.tolist() == expected
+        torch.testing.assert_close(top, logits.gather(1, column))
+
+
+def test_a_table_that_switches_nothing_says_why(
+    build: Any, model: Make, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said() -> str:
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    build(model(), temperature=10.0, whole_words=True)
+    assert said().startswith(
+        "warning: no substitution reaches a probability of 0.3, so nothing is switched: the highest"
+    )
+    for change, cause in (
+        ({"words": 0}, "the corpus has no words"),
+        ({"without": 1.0}, "no word has a candidate"),
+        ({"highest_probability": 0.0, "without": 0.5}, "the word itself"),
+    ):
+        row = {"coverage": 0.0, "without": 0.0, "highest_probability": 0.1, **change}
+        warn_if_nothing({"languages": {"fr": row}, "words": change.get("words", 9), "threshold": 0.3})
+        assert cause in said()
+    warn_if_nothing({"languages": {"fr": {**row, "coverage": 0.1}}, "words": 9, "threshold": 0.3})
+    assert capsys.readouterr().err == ""
+
+
+def test_counts_at_another_threshold_equal_those_over_all_tokens(
+    build: Any, model: Make, tokenizer: Tokenizer, dataset: Dataset, vocabularies: LanguageVocabularies
+) -> None:
+    table = build(model(), temperature=0.1)
+    word = letters_V(tokenizer)[dataset.ids] & ~dataset.special
+    for threshold in (0.0, 0.15, 0.3):
+        stats = count(table, dataset, letters_V(tokenizer), threshold).stats(
+            table.languages, dict.fromkeys(table.languages, 1)
+        )
+        for index, language in enumerate(table.languages):
+            ids = table.ids_NLK[word, index, 0]
+            other = (ids >= 0) & (ids != dataset.ids[word])
+            sure = table.probability_NLK[word, index, 0].astype(np.float32) >= threshold
+            row = stats["languages"][language]
+            assert row["coverage"] == pytest.approx((other & sure).mean(), abs=1e-4)
+            assert row["identity"] == pytest.approx((ids == dataset.ids[word]).mean(), abs=1e-4)
+            assert row["without"] == pytest.approx((ids < 0).mean(), abs=1e-4)
+    assert table.stats()["threshold"] == 0.3
+    for language, row in stats["languages"].items():
+        assert table.stats()["languages"][language] == {**row, "vocabulary": len(vocabularies.ids[language])}
 
 
 def test_a_lens_below_the_last_layer_runs_no_layer_above_it(build: Any, model: Make) -> None:

