@@ -11,7 +11,6 @@ import json
 import math
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,35 +101,6 @@ def atomic_file(path: Path) -> Iterator[Path]:
         os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
-
-
-@contextmanager
-def one_at_a_time(path: Path, doing: str) -> Iterator[None]:
-    """Lets one process at a time through, by a lock on the file ``path``; the others wait and say what for.
-
-    The system drops the lock of a process that dies. Nobody waits on Windows, which has no such locks, nor where the
-    file can't be written: what is to be made there can't be either.
-    """
-    if os.name == "nt":
-        yield
-        return
-    import fcntl
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError:
-        yield
-        return
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process: {doing}", file=sys.stderr, flush=True)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 @contextmanager

@@ -111,6 +111,16 @@ def test_views_and_their_criterions_go_together(
     assert any(name.startswith("switch_rate/") for name in losses[-1])
 
 
+def test_an_augmenter_that_asks_for_synonyms_gets_a_table_of_them(folders: dict[str, Path], tmp_path: Path) -> None:
+    keys = ["augmenter.codeswitch.synonyms=0.5", "augmenter.codeswitch.synonym_threshold=0"]
+    folder = run("xnli", folders["xnli"], tmp_path / "run", "--augmenter", "codeswitch,mixup", *keys)
+    languages = json.loads((folder / "augmentation.json").read_text())["languages"]
+    assert set(languages) == {"en", "fr", "ru"}
+    assert languages["en"]["switched"] > 0
+    for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
+        assert row["switch_rate/en"] > 0
+
+
 def test_frozen_parts_stay_as_they_are_and_others_learn(folders: dict[str, Path], tmp_path: Path) -> None:
     keys = ["--criterion", "target_language_mlm", "model.mlm_layer=1"]
     frozen = [*keys, "freeze=embeddings,encoder", "optim.weight_decay=0.1"]

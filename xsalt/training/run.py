@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from xsalt import distributed, kernels
-from xsalt.checkpoint import one_at_a_time
 from xsalt.config import Composed, cache_dir, component_class, component_config
+from xsalt.config_distill import DistillConfig
 from xsalt.data.dataset import Dataset, Example, tokenise
 from xsalt.data.substitutions import SubstitutionTable
 from xsalt.distill import ensure_table
@@ -332,6 +332,13 @@ def with_augmentation(setup: Setup, needs: Needs, criterions: Mapping[str, Any])
     return dataclasses.replace(needs, table=table)
 
 
+def distill_options(config: Composed) -> DistillConfig:
+    """The keys ``distill.*``, with synonyms where an augmenter asks for some."""
+    options = config.train.distill
+    asked = any(config.node("augmenter", name).get("synonyms") for name in config.augmenters)
+    return dataclasses.replace(options, synonyms=True) if asked else options
+
+
 def substitution_table(
     setup: Setup, dataset: Dataset, vocabularies: LanguageVocabularies, model: Any = None
 ) -> SubstitutionTable:
@@ -344,20 +351,19 @@ def substitution_table(
             return rebuild(pretrained).to(setup.device)
         return setup.model((), mlm_head=False) if model is None else model
 
-    with one_at_a_time(setup.cache / "substitutions" / ".lock", "substitutions"):  # runs side by side share a table
-        return ensure_table(
-            scorer,
-            pretrained.fingerprint if pretrained else None,
-            pretrained is not None and pretrained.has_mlm_head,
-            setup.tokenizer,
-            dataset,
-            setup.languages,
-            setup.source,
-            vocabularies,
-            setup.config.train.distill,
-            setup.cache,
-            setup.config.train.batch.size,
-        )
+    return ensure_table(
+        scorer,
+        pretrained.fingerprint if pretrained else None,
+        pretrained is not None and pretrained.has_mlm_head,
+        setup.tokenizer,
+        dataset,
+        setup.languages,
+        setup.source,
+        vocabularies,
+        distill_options(setup.config),
+        setup.cache,
+        setup.config.train.batch.size,
+    )
 
 
 def _table_of(setup: Setup, dataset: Dataset) -> SubstitutionTable:
