@@ -83,11 +83,19 @@ class MaskedLM:
         position)."""
         if self.alone or self.config.positions == "unmasked":
             at, masked = self._choose(batch, 0)
-            return self._masked(batch, masked).with_(mlm=_targets(batch, at))
+            return self._masked(batch, masked).with_(mlm=self._targets(batch, at))
         at, masked = self._choose(batch, MASKED_VIEW)
         unlabelled = torch.full_like(batch.label_B, IGNORE)
         copy = self._masked(batch, masked).with_(view_B=batch.view_B + MASKED_VIEW, label_B=unlabelled, log={})
-        return join([batch, copy]).with_(mlm=_targets(batch, at, shift=len(batch.ids_T)))
+        return join([batch, copy]).with_(mlm=self._targets(batch, at, shift=len(batch.ids_T)))
+
+    def true_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What each token is predicted as: id_T and language_T."""
+        return true_ids(batch), batch.language_T
+
+    def _targets(self, batch: Batch, at: Tensor, shift: int = 0) -> MLMTargets:
+        id_T, language_T = self.true_tokens(batch)
+        return MLMTargets(at + shift, id_T[at], language_T[at])
 
     def _choose(self, batch: Batch, view: int) -> tuple[Tensor, Tensor]:
         """Positions to predict, and those of them to mask."""
@@ -128,10 +136,6 @@ class MaskedLM:
                 loss = loss + part
                 right += hits
         return Loss(loss, {"accuracy": (right, float(len(targets.position_N)))})
-
-
-def _targets(batch: Batch, at: Tensor, shift: int = 0) -> MLMTargets:
-    return MLMTargets(at + shift, true_ids(batch)[at], batch.language_T[at])
 
 
 def _loss_over(model: Any, h_ND: Tensor, ids_V: Tensor | None, target_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,13 +20,19 @@ from torch import Tensor
 from xsalt.batch import Batch, MLMTargets, to_device
 from xsalt.criterions.masked_lm import MaskedLM, MaskedLMConfig, true_ids
 from xsalt.errors import UserError
+from xsalt.fields import key
 from xsalt.protocols import Needs
 from xsalt.text.language_vocab import LanguageVocabularies
 
 
 @dataclass
 class TargetLanguageMLMConfig(MaskedLMConfig):
-    pass
+    predict: str = key(
+        "present",
+        "present: tokens as they stand, in their language; replaced: those that code-switching replaced, in the "
+        "language of their sequence",
+        choices=("present", "replaced"),
+    )
 
 
 class TargetLanguageMLM(MaskedLM):
@@ -34,6 +40,10 @@ class TargetLanguageMLM(MaskedLM):
 
     A token can be predicted if it is in the vocabulary of its language; code-switched tokens have their target
     language's. What is masked, and where, is as in ``masked_lm``.
+
+    With ``predict=replaced`` the switched tokens alone are predicted from, and what they replaced is predicted: text of
+    language l switched to English teaches the way from English to l, with real text of l on the output side (the idea
+    of back-translation; Sennrich, Haddow and Birch, ACL 2016, section 3).
 
     Raises:
         UserError: if no language has a vocabulary.
@@ -51,6 +61,12 @@ class TargetLanguageMLM(MaskedLM):
                 "criterion target_language_mlm: no language has a vocabulary: give text with vocabulary.text=DIR"
             )
         self.languages = tuple(self.ids)
+        self.replaced = config.predict == "replaced"
+        if self.replaced and needs.train is not None and not {"codeswitch", "mixup"} & set(needs.augmenters):
+            raise UserError(
+                "criterion.target_language_mlm.predict=replaced: nothing replaces tokens in this run: "
+                "add --augmenter codeswitch"
+            )
         self.trained = _languages_in_training(needs) & self.ids.keys()
         self.member_LV = np.zeros((len(self.languages) + 1, self.vocab_size), dtype=np.bool_)  # last: no vocabulary
         for index, language in enumerate(self.languages):
@@ -67,10 +83,17 @@ class TargetLanguageMLM(MaskedLM):
         index_L = np.array(
             [self.languages.index(x) if x in self.ids else none for x in batch.languages], dtype=np.int64
         )
-        known_T: npt.NDArray[np.bool_] = self.member_LV[
-            index_L[batch.language_T.cpu().numpy()], true_ids(batch).cpu().numpy()
-        ]
+        id_T, language_T = self.true_tokens(batch)
+        known_T: npt.NDArray[np.bool_] = self.member_LV[index_L[language_T.cpu().numpy()], id_T.cpu().numpy()]
+        if self.replaced:
+            known_T &= (true_ids(batch) != id_T).cpu().numpy()
         return known_T
+
+    def true_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        if not self.replaced:
+            return super().true_tokens(batch)
+        layout = batch.layout  # special tokens are never switched: the first has the language of the sequence
+        return batch.source_ids_T, batch.language_T[layout.first_B][layout.sequence_T]
 
     def groups(
         self, targets: MLMTargets, languages: tuple[str, ...], model: Any
