@@ -57,6 +57,9 @@ def build_model(
     mlm_layer = model_config.mlm_layer
     if mlm_layer is None and pretrained is not None and pretrained.has_mlm_head:
         mlm_layer = pretrained.mlm_layer
+    activation = model_config.mlm_activation
+    if activation is None:
+        activation = pretrained.mlm_activation if pretrained is not None and pretrained.has_mlm_head else "gelu"
     model = cls(
         config,
         table_VD,
@@ -64,6 +67,7 @@ def build_model(
         pooling=model_config.pooling,
         mlm_head=mlm_head,
         mlm_layer=mlm_layer,
+        mlm_activation=activation,
         reload=pretrained.reload_table if pretrained is not None else None,
     )
     order = match_classes(pretrained.labels, labels) if pretrained is not None and pretrained.labels else None
@@ -131,7 +135,8 @@ def _parts_to_take(
     if pretrained is None:
         return []
     taken = ["embeddings", "encoder"]
-    if pretrained.has_mlm_head and model.mlm_head is not None and model.mlm_layer == pretrained.mlm_layer:
+    head = (pretrained.mlm_layer, pretrained.mlm_activation)
+    if pretrained.has_mlm_head and model.mlm_head is not None and head == (model.mlm_layer, model.mlm_activation):
         taken.append("mlm_head")
     if model.num_labels and model.pooling == pretrained.pooling:
         if "classifier.dense.weight" in state:
@@ -182,6 +187,7 @@ def rebuild(pretrained: Pretrained) -> EncoderModel:
         pooling=pretrained.pooling,
         mlm_head=pretrained.has_mlm_head,
         mlm_layer=pretrained.mlm_layer,
+        mlm_activation=pretrained.mlm_activation,
     )
     if not pretrained.labels:  # a pooler without a classifier
         state = {name: value for name, value in state.items() if not name.startswith("classifier.")}

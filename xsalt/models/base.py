@@ -28,6 +28,7 @@ from xsalt.protocols import FIRST
 
 WORD_TABLE = "embeddings.word.weight"
 POOLINGS = ("first", "mean")
+ACTIVATIONS = ("gelu", "none")
 
 
 @dataclass
@@ -50,6 +51,9 @@ class ModelConfig:
     """What the classifier reads: ``first`` (first token, through a dense layer) or ``mean`` (mean of all tokens)."""
     mlm_layer: int | None = None
     """Hidden layer that the masked-language-model head reads, from 0; null is the last."""
+    mlm_activation: str | None = None
+    """Of a masked-language-model head: ``gelu`` (BERT's), or ``none``, which starts as the identity; null is the
+    checkpoint's, else ``gelu``."""
 
 
 class EncoderModel(nn.Module):
@@ -63,6 +67,7 @@ class EncoderModel(nn.Module):
         pooling: ``first`` or ``mean``.
         mlm_head: whether to have a masked-language-model head.
         mlm_layer: the hidden layer that it reads; None is the last.
+        mlm_activation: ``gelu`` or ``none``, see ``MLMHead``.
 
     Attributes:
         new_parts: parts that were initialised at random rather than read from a checkpoint.
@@ -81,11 +86,14 @@ class EncoderModel(nn.Module):
         pooling: str = "first",
         mlm_head: bool = False,
         mlm_layer: int | None = None,
+        mlm_activation: str = "gelu",
         reload: Callable[[], Tensor] | None = None,
     ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
             raise UserError(f"model.pooling={pooling!r} is not one of {', '.join(POOLINGS)}")
+        if mlm_activation not in ACTIVATIONS:
+            raise UserError(f"model.mlm_activation={mlm_activation!r} is not one of {', '.join(ACTIVATIONS)}")
         if mlm_layer is not None and not 0 <= mlm_layer <= config.layers:
             raise UserError(f"model.mlm_layer={mlm_layer}: the encoder has hidden layers 0 to {config.layers}")
         self.config = config
@@ -101,7 +109,8 @@ class EncoderModel(nn.Module):
             self.classifier = FirstTokenClassifier(D, num_labels, config.dropout, self.drops_classifier_input)
         elif num_labels:
             self.classifier = MeanClassifier(D, num_labels, config.dropout)
-        self.mlm_head = MLMHead(D, config.vocab_size, config.layer_norm_eps) if mlm_head else None
+        self.mlm_activation = mlm_activation
+        self.mlm_head = MLMHead(D, config.vocab_size, config.layer_norm_eps, mlm_activation) if mlm_head else None
 
     def embed(self, batch: Batch) -> Tensor:
         """x_TD, with word rows mixed where the batch carries a mix. Raises ``UserError`` for sequences too long."""
@@ -215,6 +224,8 @@ class EncoderModel(nn.Module):
                 value.fill_(1.0)
             elif name.endswith("bias"):
                 value.zero_()
+            elif name == "mlm_head.dense.weight" and self.mlm_activation == "none":
+                nn.init.eye_(value)
             else:
                 value.copy_(torch.empty(value.shape, dtype=value.dtype).normal_(0.0, 0.02, generator=generator))
         self.new_parts = (*self.new_parts, *parts)

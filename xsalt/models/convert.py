@@ -57,11 +57,13 @@ def _export(pretrained: Pretrained, folder: Path) -> None:
             f"{pretrained.source}: its classifier reads the mean of all tokens (model.pooling=mean),"
             " which transformers has no class for: train with model.pooling=first to export the classifier"
         )
-    if pretrained.has_mlm_head and pretrained.mlm_layer != pretrained.config.layers:
+    head = (pretrained.mlm_layer, pretrained.mlm_activation)
+    if pretrained.has_mlm_head and head != (pretrained.config.layers, "gelu"):
         if not pretrained.has_classifier:
             raise UserError(
-                f"{pretrained.source}: its masked-language-model head reads layer {pretrained.mlm_layer},"
-                " in transformers it reads the last: train with model.mlm_layer=null to export the head"
+                f"{pretrained.source}: its masked-language-model head reads layer {head[0]} with activation {head[1]},"
+                " in transformers it reads the last with gelu: train with model.mlm_layer=null"
+                " model.mlm_activation=gelu to export the head"
             )
         state = {name: value for name, value in state.items() if not name.startswith("mlm_head.")}
     kind = (

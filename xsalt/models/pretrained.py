@@ -14,7 +14,7 @@ from torch import Tensor
 
 from xsalt import checkpoint
 from xsalt.errors import UserError
-from xsalt.models.base import POOLINGS, WORD_TABLE, EncoderModel, check_names_and_shapes
+from xsalt.models.base import ACTIVATIONS, POOLINGS, WORD_TABLE, EncoderModel, check_names_and_shapes
 from xsalt.models.hugging_face import ARCHITECTURES, blank_state, read_config, read_weights, weight_files
 from xsalt.models.names import encoder_names, joined
 from xsalt.nn.encoder import EncoderConfig
@@ -34,7 +34,7 @@ class Pretrained:
     Attributes:
         architecture: ``bert`` or ``xlm-roberta``.
         labels: names of the classifier's classes, None where there is no classifier.
-        pooling, mlm_layer: how its heads read the encoder.
+        pooling, mlm_layer, mlm_activation: how its heads read the encoder.
         source: where it comes from, for messages.
     """
 
@@ -43,6 +43,7 @@ class Pretrained:
     labels: tuple[str, ...] | None
     pooling: str
     mlm_layer: int
+    mlm_activation: str
     source: str
     names: frozenset[str]
     """Names of all weights."""
@@ -121,6 +122,7 @@ def _open_hugging_face(folder: Path) -> Pretrained:
         labels=named,
         pooling="first",
         mlm_layer=config.layers,
+        mlm_activation="gelu",
         source=str(folder),
         names=frozenset(state),
         _state=lambda: state,
@@ -150,6 +152,7 @@ def checkpoint_config(model: EncoderModel, labels: tuple[str, ...]) -> dict[str,
         "pooling": model.pooling,
         "mlm_head": model.mlm_head is not None,
         "mlm_layer": model.mlm_layer,
+        "mlm_activation": model.mlm_activation,
     }
 
 
@@ -168,6 +171,9 @@ def _open_checkpoint(folder: Path) -> Pretrained:
         raise UserError(f"{path}: not the configuration of an xsalt checkpoint")
     if architecture not in ARCHITECTURES or raw.get("pooling") not in POOLINGS:
         raise UserError(f"{path}: architecture {architecture!r} with pooling {raw.get('pooling')!r} is not supported")
+    activation = raw.get("mlm_activation", "gelu")
+    if activation not in ACTIVATIONS:
+        raise UserError(f"{path}: a head with activation {activation!r} is not supported")
     encoder = EncoderConfig(**config)
     state = checkpoint.read_tensors(folder / checkpoint.MODEL)
     expected = blank_state(architecture, encoder, len(labels), bool(raw.get("mlm_head")), raw["pooling"])
@@ -184,6 +190,7 @@ def _open_checkpoint(folder: Path) -> Pretrained:
         labels=tuple(labels) or None,
         pooling=raw["pooling"],
         mlm_layer=int(raw["mlm_layer"]),
+        mlm_activation=activation,
         source=str(folder),
         names=frozenset(state),
         _state=lambda: checkpoint.read_tensors(folder / checkpoint.MODEL),
@@ -233,6 +240,7 @@ def _open_e5(cache: Path) -> Pretrained:
         labels=None,
         pooling="first",
         mlm_layer=config.layers,
+        mlm_activation="gelu",
         source=E5,
         names=frozenset(_dequantised(file, cached, config)),
         _state=lambda: checkpoint.read_tensors(cached),

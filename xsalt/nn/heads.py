@@ -56,17 +56,24 @@ def mean_over_tokens(h_TD: Tensor, layout: Layout) -> Tensor:
 
 
 class MLMHead(nn.Module):
-    """dense, exact GELU, LayerNorm; then the product with the tied word rows plus a bias for every vocabulary id."""
+    """dense, activation, LayerNorm; then the product with the tied word rows plus a bias for every vocabulary id.
 
-    def __init__(self, width: int, vocab_size: int, layer_norm_eps: float) -> None:
+    Args:
+        activation: ``gelu`` (exact, that of BERT and XLM-R) or ``none``. A new head without one starts with the identity
+            as its dense layer: the nearest word row then wins from the first update on.
+    """
+
+    def __init__(self, width: int, vocab_size: int, layer_norm_eps: float, activation: str = "gelu") -> None:
         super().__init__()
+        self.activation = activation
         self.dense = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
     def forward(self, h_ND: Tensor) -> Tensor:
         """What the decoder multiplies with the word rows, of shape (N, D)."""
-        transformed_ND: Tensor = self.norm(F.gelu(self.dense(h_ND)))
+        x_ND = self.dense(h_ND)
+        transformed_ND: Tensor = self.norm(F.gelu(x_ND) if self.activation == "gelu" else x_ND)
         return transformed_ND
 
     def decode(self, transformed_ND: Tensor, rows_VD: Tensor, ids_V: Tensor | None) -> Tensor:
