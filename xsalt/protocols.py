@@ -74,6 +74,7 @@ class Criterion(Protocol):
     weight: float
     layers: Sequence[int]
     """Hidden layers that ``__call__`` reads itself; what ``classify`` reads is there anyhow."""
+    # ``scores = False``, optional: in evaluation, without augmenters, there is nothing that it could predict
 
     def prepare(self, batch: Batch) -> Batch:
         """May add views or masks, before the forward pass and outside of it; usually returns the batch as it is."""

@@ -122,8 +122,12 @@ def test_models_without_an_equal_in_transformers_are_refused_with_what_to_do(tmp
         convert(str(tmp_path / "mean" / "run"), str(tmp_path / "out"), None)
     (tmp_path / "low").mkdir()
     _trained("bert", tmp_path / "low", ModelConfig(mlm_layer=1), 0, head=True)
-    with pytest.raises(UserError, match="reads layer 1, in transformers it reads the last"):
+    with pytest.raises(UserError, match="reads layer 1 with activation gelu, in transformers it reads the last"):
         convert(str(tmp_path / "low" / "run"), str(tmp_path / "out"), None)
+    (tmp_path / "bare").mkdir()
+    _trained("bert", tmp_path / "bare", ModelConfig(mlm_activation="none"), 0, head=True)
+    with pytest.raises(UserError, match="with activation none, in transformers it reads the last with gelu"):
+        convert(str(tmp_path / "bare" / "run"), str(tmp_path / "out"), None)
     assert not (tmp_path / "out").exists()
 
 

@@ -62,6 +62,7 @@ class TargetLanguageMLM(MaskedLM):
             )
         self.languages = tuple(self.ids)
         self.replaced = config.predict == "replaced"
+        self.scores = not self.replaced  # evaluation replaces nothing
         if self.replaced and needs.train is not None and not {"codeswitch", "mixup"} & set(needs.augmenters):
             raise UserError(
                 "criterion.target_language_mlm.predict=replaced: nothing replaces tokens in this run: "

@@ -59,8 +59,8 @@ class MLMHead(nn.Module):
     """dense, activation, LayerNorm; then the product with the tied word rows plus a bias for every vocabulary id.
 
     Args:
-        activation: ``gelu`` (exact, that of BERT and XLM-R) or ``none``. A new head without one starts with the identity
-            as its dense layer: the nearest word row then wins from the first update on.
+        activation: ``gelu`` (exact, that of BERT and XLM-R) or ``none``. A new head without one starts with the
+            identity as its dense layer: the nearest word row then wins from the first update on.
     """
 
     def __init__(self, width: int, vocab_size: int, layer_norm_eps: float, activation: str = "gelu") -> None:

@@ -38,9 +38,11 @@ def evaluate_languages(
     languages = [language for language in setup.languages if language in available]
     if not languages:
         say(f"warning: {setup.task.where} has no {split} split in {', '.join(setup.languages)}: nothing is evaluated")
+    by_label = bool(setup.task.labels) and any(getattr(c, "needs_labels", False) for c in criterions.values())
+    if not by_label and not getattr(next(iter(criterions.values())), "scores", True):
+        languages = []  # as was said when training began
     datasets = {language: setup.read(split, [language]) for language in languages}
     progress = Progress(sum(len(dataset) for dataset in datasets.values()), f"evaluating {split}", unit="example")
-    by_label = bool(setup.task.labels) and any(getattr(c, "needs_labels", False) for c in criterions.values())
     found: dict[str, LanguageResult] = {}
     for language, dataset in datasets.items():
         if by_label:

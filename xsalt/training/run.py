@@ -383,6 +383,9 @@ def source_score(setup: Setup, model: Any, criterions: dict[str, Any]) -> Any:
     if setup.task.labels and any(getattr(criterion, "needs_labels", False) for criterion in criterions.values()):
         return lambda: accuracy_of_labels(model, dataset, setup.precision, setup.device).accuracy
     criterion = next(iter(criterions.values()))
+    if not getattr(criterion, "scores", True):
+        say("the criterion predicts nothing in evaluation: the last checkpoint is kept")
+        return None
     return lambda: accuracy_of_tokens(model, criterion, dataset, setup.precision, setup.device).accuracy
 
 

@@ -202,3 +202,54 @@ def test_it_reads_the_layer_of_the_head_and_touches_its_vocabularies() -> None:
 def test_no_vocabulary_at_all_is_an_error() -> None:
     with pytest.raises(UserError, match="no language has a vocabulary"):
         make(languages=())
+
+
+def switched_batch(mixed: bool) -> Batch:
+    """English and German sequences of which every third token was switched to the other language."""
+    generator = torch.Generator().manual_seed(2)
+    before = make_batch()
+    own_T = torch.tensor([0, 1]).repeat(15)[before.layout.sequence_T]
+    source_T = torch.randint(5, 40, (300,), generator=generator)
+    switched_T = (torch.arange(300) % 3 == 1) & ~before.special_T
+    ids_T = torch.where(switched_T, torch.randint(5, 40, (300,), generator=generator), source_T)
+    batch = before.with_(
+        ids_T=ids_T, source_ids_T=source_T, language_T=torch.where(ids_T != source_T, 1 - own_T, own_T)
+    )
+    if mixed:
+        return batch.with_(mix=Mix(ids_T, torch.rand(30, D, generator=generator)), ids_T=source_T)
+    return batch
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_what_was_replaced_is_predicted_where_it_was_in_the_language_of_its_sequence(mixed: bool) -> None:
+    before = switched_batch(mixed)
+    batch = make(predict="replaced", positions="unmasked", mask_rate=1.0).prepare(before)
+    assert batch.mlm is not None
+    assert torch.equal(batch.ids_T, before.ids_T)  # the switched text itself is read
+    at = batch.mlm.position_N
+    own_T = torch.tensor([0, 1]).repeat(15)[before.layout.sequence_T]
+    stands_T = before.ids_T if before.mix is None else before.mix.other_ids_T
+    members = [set(IDS["en"].tolist()), set(IDS["de"].tolist())]
+    expected = [
+        i
+        for i in range(300)
+        if stands_T[i] != before.source_ids_T[i] and int(before.source_ids_T[i]) in members[int(own_T[i])]
+    ]
+    assert at.tolist() == expected and len(expected) > 30
+    assert torch.equal(batch.mlm.id_N, before.source_ids_T[at])
+    assert torch.equal(batch.mlm.language_N, own_T[at])
+
+
+def test_predicting_what_was_replaced_needs_something_that_replaces() -> None:
+    criterion = make()
+    needs = Needs(
+        model=Head(),
+        tokenizer=SimpleNamespace(mask_id=MASK, vocab_size=V),
+        train=SimpleNamespace(languages=LANGUAGES, language=np.zeros(3, dtype=np.int64)),  # type: ignore[arg-type]
+        languages=LANGUAGES,
+        source=("en",),
+        cache=Path("."),
+        vocabularies=LanguageVocabularies(criterion.ids, dict.fromkeys(criterion.ids, "corpus"), ("en",), "t"),  # type: ignore[arg-type]
+    )
+    with pytest.raises(UserError, match="predict=replaced: nothing replaces tokens in this run: add --augmenter"):
+        TargetLanguageMLM(TargetLanguageMLMConfig(predict="replaced"), needs)

@@ -42,6 +42,18 @@ def test_parts_that_the_checkpoint_lacks_are_new_and_named(tmp_path: Path) -> No
     assert _build(masked, mlm_head=True).new_parts == ("classifier.dense", "classifier.out")
     lower = ModelConfig(mlm_layer=1)  # a head trained on the last layer is not one for another
     assert _build(masked, labels=(), mlm_head=True, model_config=lower).new_parts == ("mlm_head",)
+    bare = ModelConfig(mlm_activation="none")
+    assert _build(masked, labels=(), mlm_head=True, model_config=bare).new_parts == ("mlm_head",)
+
+
+def test_a_new_head_without_activation_is_the_lens(tmp_path: Path) -> None:
+    """Normalised state times word row: with rows of one length the nearest row by cosine wins."""
+    masked = _pretrained("MaskedLM", tmp_path)
+    model = _build(masked, labels=(), mlm_head=True, model_config=ModelConfig(mlm_activation="none"))
+    h_ND = torch.randn(9, model.config.hidden_size)
+    rows_VD = model.embeddings.word.weight.detach()
+    normed_ND = (h_ND - h_ND.mean(1, keepdim=True)) / h_ND.std(1, keepdim=True, unbiased=False)
+    torch.testing.assert_close(model.mlm_logits(h_ND), normed_ND @ rows_VD.T, rtol=1e-4, atol=1e-5)
 
 
 def test_a_classifier_is_taken_over_by_the_names_of_its_classes(
@@ -113,6 +125,7 @@ MISFITS: list[tuple[ModelConfig, str]] = [
     (ModelConfig(name="bart"), "unknown model 'bart': did you mean 'bert'"),
     (ModelConfig(pooling="max"), "model.pooling='max' is not one of first, mean"),
     (ModelConfig(mlm_layer=4), "model.mlm_layer=4: the encoder has hidden layers 0 to 3"),
+    (ModelConfig(mlm_activation="relu"), "model.mlm_activation='relu' is not one of gelu, none"),
 ]
 
 
@@ -142,7 +155,7 @@ def test_a_state_that_does_not_fit_is_refused_by_name() -> None:
 
 
 def test_a_checkpoint_rebuilds_the_model_it_was_saved_from(tmp_path: Path) -> None:
-    tiny = ModelConfig(**TINY, pooling="mean", mlm_layer=1)  # type: ignore[arg-type]
+    tiny = ModelConfig(**TINY, pooling="mean", mlm_layer=1, mlm_activation="none")  # type: ignore[arg-type]
     model = _build(None, model_config=tiny, mlm_head=True).eval()
     run = tmp_path / "run"
     for name in ("last", "best"):
@@ -150,7 +163,8 @@ def test_a_checkpoint_rebuilds_the_model_it_was_saved_from(tmp_path: Path) -> No
         opened = open_pretrained(str(run), tmp_path)
         assert opened.source.endswith(name)  # the best if there is one, else the last
     again = rebuild(opened)
-    assert (again.pooling, again.mlm_layer, opened.labels) == ("mean", 1, ("x", "y", "z"))
+    assert (again.pooling, again.mlm_layer, again.mlm_activation) == ("mean", 1, "none")
+    assert opened.labels == ("x", "y", "z")
     state = model.whole_state()
     assert all(torch.equal(value, state[name]) for name, value in again.whole_state().items())
     assert opened.fingerprint == open_pretrained(str(run / "checkpoints" / "last"), tmp_path).fingerprint
