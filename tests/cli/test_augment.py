@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import TINY, WORDS, write_nli
+from tests.tiny import LISTS, TINY, WORDS, write_nli
 from xsalt_cli import augment
 
 
@@ -25,25 +25,16 @@ def lexicon(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Vocabularies of words that the tokenizer, which is trained on English alone, has in one piece."""
-    folder = tmp_path_factory.mktemp("lists")
-    for language in ("en", "fr", "ru"):
-        (folder / f"{language}.txt").write_text("".join(f"{word}\n" for word in WORDS["en"]), encoding="utf-8")
-    return folder
-
-
 def test_a_table_is_the_same_bytes_wherever_it_is_made_and_its_stats_have_p_at_1(
-    data: Path, lexicon: Path, lists: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, lexicon: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = []
     for name in ("a", "b"):
         folders.append(tmp_path / name)
         patch = pytest.MonkeyPatch()
         patch.setenv("XSALT_CACHE", str(tmp_path / f"cache-{name}"))
-        keys = [f"data.root={data}", "distill.layer=0", f"lexicon={lexicon}", "sample=2", f"out={folders[-1]}", *TINY]
-        keys += ["vocabulary.backend=file", f"vocabulary.files={lists}"]
+        keys = [f"data.root={data}", "distill.layer=0", f"lexicon={lexicon}", "sample=2", f"out={folders[-1]}"]
+        keys += [*TINY, *LISTS]
         assert augment.main(["--task", "xnli", *keys, f"batch.size={4 if name == 'a' else 64}"]) == 0
         patch.undo()
     names = {path.name for path in folders[0].iterdir()}

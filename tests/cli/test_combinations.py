@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.tiny import TINY, WORDS, write_nli
+from tests.tiny import LISTS, TINY, WORDS, write_nli
 from xsalt_cli.train import main
 
 AUGMENTERS = ("none", "codeswitch", "mixup", "codeswitch,mixup")
@@ -46,6 +46,7 @@ def run(task: str, folder: Path, run: Path, *more: str) -> Path:
         "distill.layer=0",
         "augmenter.codeswitch.threshold=0",
         *TINY,
+        *LISTS,
     ]
     if task == "pairs":
         keys += ["task.pairs.columns=[text,mood]", "task.pairs.labels=[good,bad]"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.tiny import TINY, write_nli
+from tests.tiny import LISTS, TINY, write_nli
 from tests.unit.training.test_step import configuration, trainer
 from xsalt.randomness import permutation
 from xsalt.training.quality import augmentation_quality
@@ -51,11 +51,8 @@ def test_figures_are_those_of_the_sample_counted_token_by_token(made: Trainer, m
         row = quality["languages"][language]
         assert row["switched"] == len(at)
         assert row["coverage"] == pytest.approx(covered.sum() / words, abs=1e-6)
-        if language == "fr":  # no English word of this data has a substitution
-            assert (row["switch_rate"], row["coverage"], row["mean_probability"]) == (0, 0, None)
-        else:
-            assert row["mean_probability"] == pytest.approx(probability_N.mean(), abs=1e-5)
-            assert 0.1 < row["switch_rate"] < row["coverage"] < 1
+        assert row["mean_probability"] == pytest.approx(probability_N.mean(), abs=1e-5)
+        assert 0.1 < row["switch_rate"] < row["coverage"] < 1
         probabilities.append(probability_N)
         coverages.append(covered.sum() / words)
     assert quality["mean_probability"] == pytest.approx(np.concatenate(probabilities).mean(), abs=1e-5)
@@ -81,7 +78,7 @@ def test_a_curriculum_is_measured_at_its_end(tmp_path: Path, monkeypatch: pytest
 def run(tmp_path: Path, *more: str) -> Any:
     data = write_nli(tmp_path / "data", train=48, dev=9)
     folder = tmp_path / "run"
-    assert main(["--task", "xnli", f"data.root={data}", f"run={folder}", "epochs=1", *TINY, *more]) == 0
+    assert main(["--task", "xnli", f"data.root={data}", f"run={folder}", "epochs=1", *TINY, *LISTS, *more]) == 0
     return json.loads((folder / "augmentation.json").read_text()) if (folder / "augmentation.json").exists() else None
 
 
@@ -92,7 +89,7 @@ def test_the_run_folder_and_tensorboard_have_the_figures_with_chrf_if_asked_for(
     quality = run(tmp_path, "--augmenter", "codeswitch,mixup", "eval.chrf=true", *KEYS)
     assert set(quality["languages"]) == {"fr", "ru"}
     assert quality["languages"]["ru"]["chrf_switched"] >= quality["languages"]["ru"]["chrf_source"] == 0
-    assert quality["languages"]["fr"]["chrf_switched"] == quality["languages"]["fr"]["chrf_source"] > 0
+    assert quality["languages"]["fr"]["chrf_switched"] > 0 < quality["languages"]["fr"]["chrf_source"]
     board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     for language, row in quality["languages"].items():
         for name, value in ((name, value) for name, value in row.items() if value is not None):

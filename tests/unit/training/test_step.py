@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny import TINY, write_nli
+from tests.tiny import LISTS, TINY, write_nli
 from xsalt.config import Composed
 from xsalt.nn.dropout import set_dropout_key
 from xsalt.training.resume import Checkpoints
@@ -22,7 +22,7 @@ from xsalt_cli.train import SCRIPT
 def configuration(tmp_path: Path, *more: str) -> Composed:
     data = write_nli(tmp_path / "data", train=48, dev=9)
     return compose(
-        SCRIPT, ["--task", "xnli", f"data.root={data}", f"run={tmp_path / 'run'}", "dropout=0", *TINY, *more]
+        SCRIPT, ["--task", "xnli", f"data.root={data}", f"run={tmp_path / 'run'}", "dropout=0", *TINY, *LISTS, *more]
     )
 
 
