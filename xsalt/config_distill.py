@@ -49,13 +49,17 @@ class DistillConfig:
 
     method: str = key(
         "auto",
-        "mlm: the checkpoint's head; lens: nearest embedding row; auto: mlm where there is a head",
-        choices=("auto", "mlm", "lens"),
+        "mlm: the checkpoint's head; lens: nearest embedding row; anchors: nearest mean state in plain text "
+        "(vocabulary.text); auto: mlm where there is a head, else lens",
+        choices=("auto", "mlm", "lens", "anchors"),
     )
-    layer: int = key(1, "hidden layer that the lens reads, 0 the embeddings' output", at_least=0)
+    layer: int = key(1, "hidden layer that lens and anchors read, 0 the embeddings' output", at_least=0)
     temperature: float = key(
-        0.03, "of the lens: its probability is softmax(cosine / temperature) over the language's vocabulary", above=0.0
+        0.03,
+        "of lens and anchors: their probability is softmax(cosine / temperature) over the language's vocabulary",
+        above=0.0,
     )
+    passages: int = key(12_000, "of anchors: passages of each language's text that are read at most", at_least=1)
     shortlist: int = key(
         32,
         "of the lens: candidates of each source piece and language that are scored in context, 0 scores all",

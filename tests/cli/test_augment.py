@@ -145,3 +145,17 @@ def test_a_corpus_that_does_not_exist_is_one_line(data: Path, capsys: pytest.Cap
     assert augment.main(["--task", "xnli", f"data.root={data}", "corpus=/nowhere.txt", *TINY]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("xsalt-augment: error: corpus=/nowhere.txt")
+
+
+def test_anchors_come_from_plain_text_and_are_refused_without_it(
+    data: Path, lexicon: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XSALT_CACHE", str(tmp_path / "cache"))
+    keys = ["--task", "xnli", f"data.root={data}", "distill.method=anchors", f"lexicon={lexicon}", *TINY, *LISTS]
+    assert augment.main(keys) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("vocabulary.text=DIR with a file LL.txt a language")
+    for language in ("en", "fr", "ru"):
+        (tmp_path / f"{language}.txt").write_text("cat sees dog\nsmall tree runs\ngreen river sleeps\n" * 4)
+    assert augment.main([*keys, f"vocabulary.text={tmp_path}", f"out={tmp_path / 'table'}"]) == 0
+    stats = json.loads((tmp_path / "table" / "stats.json").read_text())
+    assert all(row["mean_probability"] > 0 for row in stats["languages"].values())

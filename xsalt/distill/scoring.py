@@ -2,11 +2,13 @@
 
 Shapes: N positions, D width, V vocabulary of one language, L languages, k best.
 
-Two methods, both softmax over V_l only ("predict only tokens of a specific target language", SALT, arXiv 2309.10891):
+Three methods, all softmax over V_l only ("predict only tokens of a specific target language", SALT, arXiv 2309.10891):
 
 - ``mlm``: the masked-language-model head of the checkpoint, at positions that are *not* masked (*assumed*).
 - ``lens``, for encoders without a head: cosine of an early hidden state with the rows of the embedding table, divided
   by a temperature (ours). Low layers of a multilingual encoder still lie close to their word rows, translations too.
+
+- ``anchors``, likewise: cosine with the mean states of the candidates in plain text, see ``anchors.py``.
 
 A substitution that is the token itself, in whatever case, means "leave it as it is". Into a source language the
 candidates are synonyms: there the token itself keeps its share of the softmax but is never chosen.
@@ -26,6 +28,7 @@ from torch import Tensor
 
 from xsalt.batch import Batch
 from xsalt.config_distill import DistillConfig
+from xsalt.distill.anchors import Anchors
 from xsalt.distill.words import spellings, stands_alone, starts_word_V, whole_words_T
 from xsalt.text.language_vocab import UNSPACED, LanguageVocabularies, letters_V
 from xsalt.text.tokenizer import Tokenizer
@@ -114,7 +117,8 @@ class Scorer:
         model: an encoder with word rows at ``model.embeddings.word``, and a head if ``method`` is ``mlm``.
         languages: those of the table, in its order.
         source: which of them are source languages, for synonyms.
-        method: ``mlm`` or ``lens``.
+        method: ``mlm``, ``lens`` or ``anchors``; the last needs ``anchors`` of the languages and of those of the
+            corpus, ``corpus_languages``.
     """
 
     joins_blocks = False
@@ -129,8 +133,11 @@ class Scorer:
         config: DistillConfig,
         method: str,
         source: Sequence[str] = (),
+        anchors: Anchors | None = None,
+        corpus_languages: Sequence[str] = (),
     ) -> None:
         self.model = model
+        self.anchors, self.corpus_languages = anchors, tuple(corpus_languages)
         self.method = method
         self.config = config
         self.layer = model.mlm_layer if method == "mlm" else config.layer
@@ -145,29 +152,38 @@ class Scorer:
         self.candidates: dict[bool, list[Candidates]] = {True: [], False: []}
         for language in languages:
             ids = vocabularies.ids[language].astype(np.int64)
+            rows_VD, bias_V = self._decoder(language, ids)
             if config.whole_words:
-                ids = ids[stands_alone(tokenizer, ids)]
+                alone = stands_alone(tokenizer, ids)
+                ids, rows_VD, bias_V = ids[alone], rows_VD[alone], bias_V[alone]
             for initial, of_kind in self.candidates.items():
                 fits = np.full(len(ids), language in UNSPACED) | (tokenizer.word_initial_V[ids] == initial)
                 if config.whole_words and not initial:
                     fits[:] = False
-                of_kind.append(self._candidates(ids[fits], language in source))
+                ids_V = torch.from_numpy(ids[fits]).to(self.device)
+                spelling_V = torch.from_numpy(self.spelling_V[ids[fits]]).to(self.device)
+                of_kind.append(Candidates(ids_V, spelling_V, rows_VD[fits], bias_V[fits], language in source))
 
-    def _candidates(self, ids: npt.NDArray[np.int64], synonyms: bool) -> Candidates:
+    def _decoder(self, language: str, ids: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Rows and biases of a vocabulary."""
+        if self.anchors is not None:
+            hubness_V = self.anchors.hubness(language, self.corpus_languages)
+            return self.anchors.rows_VD[language], -hubness_V / (2 * self.config.temperature)
         ids_V = torch.from_numpy(ids).to(self.device)
-        spelling_V = torch.from_numpy(self.spelling_V[ids]).to(self.device)
         rows_VD = self.model.embeddings.word.rows(ids_V).float()
         if self.method == "lens":
-            rows_VD, bias_V = F.normalize(rows_VD), torch.zeros(len(ids), device=self.device)
-        else:
-            bias_V = self.model.mlm_head.bias[ids_V].float()
-        return Candidates(ids_V, spelling_V, rows_VD, bias_V, synonyms)
+            return F.normalize(rows_VD), torch.zeros(len(ids), device=self.device)
+        return rows_VD, self.model.mlm_head.bias[ids_V].float()
 
     def queries(self, batch: Batch) -> Tensor:
         """What the candidates' rows are multiplied with, (T, D): one pass of the encoder, up to the layer that is
         read."""
         hidden = self.model.encode(self.model.embed(batch), batch.layout, keep=(self.layer,), last=self.layer)
         h_TD = hidden[self.layer]
+        if self.anchors is not None:
+            zero_D = torch.zeros(h_TD.shape[1], device=h_TD.device)  # of languages that no token is in
+            mean_LD = torch.stack([self.anchors.mean_D.get(name, zero_D) for name in batch.languages])
+            return F.normalize(h_TD.float() - mean_LD[batch.language_T]) / self.config.temperature
         if self.method == "lens":
             return F.normalize(h_TD.float()) / self.config.temperature
         return self.model.mlm_transform(h_TD).float()  # type: ignore[no-any-return]

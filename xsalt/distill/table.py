@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from xsalt.config_distill import DistillConfig
 from xsalt.data.dataset import Dataset
 from xsalt.data.substitutions import MANIFEST, SubstitutionTable, fingerprint_of, new_table, table_fingerprint
+from xsalt.distill.anchors import fingerprint_of_texts, fit_anchors
 from xsalt.distill.build import BLOCK, SPAN, Builder, ids_in
 from xsalt.distill.parts import Parts, workplace, writable
 from xsalt.distill.report import warn_if_nothing
@@ -81,6 +82,7 @@ def ensure_table(
     config: DistillConfig,
     cache: Path,
     in_flight: int = IN_FLIGHT,
+    texts: Mapping[str, Dataset] | None = None,
 ) -> SubstitutionTable:
     """The substitution table of a data set: the one that is there already, or a new one.
 
@@ -91,6 +93,7 @@ def ensure_table(
         languages, source: target languages are those of ``languages`` that are no source and have a vocabulary.
         cache: the table goes to ``substitutions/FINGERPRINT`` in it.
         in_flight: blocks in memory at once; the table doesn't depend on it.
+        texts: plain text by language, of all of them, for ``distill.method=anchors``.
 
     Raises:
         UserError: if no language has a vocabulary, or the table there is damaged.
@@ -99,9 +102,13 @@ def ensure_table(
     targets = target_languages(vocabularies, languages, source)
     synonyms = synonym_languages(vocabularies, source) if config.synonyms else ()
     made = model() if fingerprint is None else None
-    settings = {
-        k: v for k, v in asdict(config).items() if method == "lens" or k not in ("layer", "temperature", "shortlist")
-    }
+    unused = {
+        "mlm": ("layer", "temperature", "shortlist", "passages"),
+        "lens": ("passages",),
+        "anchors": ("shortlist",),
+    }[method]
+    settings = {k: v for k, v in asdict(config).items() if k not in unused}
+    texts = texts if method == "anchors" else None
     key = table_fingerprint(
         {
             "model": fingerprint or model_fingerprint(made),
@@ -111,6 +118,7 @@ def ensure_table(
             "synonyms": synonyms,
             "vocabularies": {language: _hash(vocabularies.ids[language]) for language in (*targets, *synonyms)},
             "settings": {**settings, "method": method, "block": BLOCK, "span": SPAN},
+            **({"texts": fingerprint_of_texts(texts)} if texts else {}),
         }
     )
     place = cache / "substitutions" / key[:32]
@@ -118,7 +126,7 @@ def ensure_table(
         languages = (*targets, *synonyms)
         scorer = made or model()
         build_table(
-            scorer, tokenizer, dataset, languages, vocabularies, config, method, place, key, synonyms, in_flight
+            scorer, tokenizer, dataset, languages, vocabularies, config, method, place, key, synonyms, in_flight, texts
         )
     table = SubstitutionTable.open(place, key)
     warn_if_nothing(table.stats())
@@ -152,6 +160,7 @@ def build_table(
     fingerprint: str,
     source: Sequence[str] = (),
     in_flight: int = IN_FLIGHT,
+    texts: Mapping[str, Dataset] | None = None,
 ) -> None:
     """Scores the whole data set and puts the table at ``folder``, all or nothing.
 
@@ -164,7 +173,7 @@ def build_table(
     Raises:
         UserError: if there is nothing to score with, or the folder can't be written.
     """
-    if method == "lens" and config.layer > model.config.layers:
+    if method != "mlm" and config.layer > model.config.layers:
         raise UserError(f"distill.layer={config.layer}: the encoder has hidden layers 0 to {model.config.layers}")
     with writable(folder), workplace(folder) as place:
         if fingerprint_of(folder) == fingerprint:
@@ -176,7 +185,9 @@ def build_table(
         for left in place.glob(".*"):
             shutil.rmtree(left)  # a table that was being put together when its process was killed
         with inference(model):
-            scorer = Scorer(model, tokenizer, vocabularies, languages, config, method, source)
+            anchors = fit_anchors(model, vocabularies, texts, config.layer) if texts else None
+            spoken = [dataset.languages[int(index)] for index in np.unique(dataset.language)]
+            scorer = Scorer(model, tokenizer, vocabularies, languages, config, method, source, anchors, spoken)
             if not any(len(c.ids_V) for kind in scorer.candidates.values() for c in kind):
                 raise UserError("distill.whole_words=true: no piece of any vocabulary is a word: set it to false")
             if method == "lens" and config.shortlist:
@@ -190,4 +201,4 @@ def build_table(
     say(f"substitutions: {builder.tokens} tokens at {table.stats['tokens_per_s']:.0f} tokens/s, kept in {folder}")
 
 
-_METHODS = {"mlm": "masked-language-model head", "lens": "embedding table (lens)"}
+_METHODS = {"mlm": "masked-language-model head", "lens": "embedding table (lens)", "anchors": "mean states (anchors)"}

@@ -13,7 +13,8 @@ from xsalt.errors import UserError
 from xsalt.logging import say
 from xsalt.text.vocabulary_backends import build_vocabularies
 from xsalt.training.quality import chrf_of_dev
-from xsalt.training.run import Setup, substitution_table
+from xsalt.training.run import Setup
+from xsalt.training.tables import substitution_table
 
 
 def augment(config: Composed, corpus: str, lexicon: str | None, sample: int, threshold: float, out: str | None) -> int:

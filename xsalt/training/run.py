@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 
 from xsalt import distributed, kernels
 from xsalt.config import Composed, cache_dir, component_class, component_config
-from xsalt.config_distill import DistillConfig
 from xsalt.data.dataset import Dataset, Example, tokenise
-from xsalt.data.substitutions import SubstitutionTable
-from xsalt.distill import ensure_table
 from xsalt.errors import UserError
 from xsalt.evaluation.evaluate import accuracy_of_labels, accuracy_of_tokens
 from xsalt.logging import say
@@ -29,14 +26,13 @@ from xsalt.nn.precision import bf16_is_native
 from xsalt.optim.adamw import make_adamw
 from xsalt.protocols import Needs
 from xsalt.registry import REGISTRIES
-from xsalt.text.language_vocab import LanguageVocabularies
 from xsalt.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from xsalt.text.vocabulary_backends import build_vocabularies
 from xsalt.training.quality import record_augmentation
 from xsalt.training.report import evaluate_languages
 from xsalt.training.resume import Checkpoints
 from xsalt.training.show import show_batch
 from xsalt.training.step import TrainStep
+from xsalt.training.tables import table_of, with_augmentation
 from xsalt.training.trainer import Interrupted, Trainer
 
 DEFAULT_VOCABULARY = 8000
@@ -220,7 +216,7 @@ def train(config: Composed) -> int:
         return 0
     checkpoints.claim()
     state = checkpoints.resume(trainer)
-    record_augmentation(setup, trainer, state, lambda dataset: _table_of(setup, dataset))
+    record_augmentation(setup, trainer, state, lambda dataset: table_of(setup, dataset))
     give_back_freed_memory()
     try:
         state = trainer.fit(state)
@@ -314,63 +310,6 @@ def freeze(model: Any, parts: Sequence[str]) -> None:
         getattr(model, part).requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError(f"freeze=[{','.join(parts)}] leaves nothing to train")
-
-
-def with_augmentation(setup: Setup, needs: Needs, criterions: Mapping[str, Any]) -> Needs:
-    """Adds what components ask for: language vocabularies, and the substitution table, which is built on first use."""
-    config, options = setup.config, setup.config.train
-    tabled = needs.train is not None and any(
-        getattr(component_class(REGISTRIES["augmenter"], name), "needs_table", False) for name in config.augmenters
-    )
-    if not tabled and not any(getattr(cls, "needs_vocabularies", False) for cls in criterions.values()):
-        return needs
-    vocabularies = build_vocabularies(setup.tokenizer, setup.languages, setup.source, options.vocabulary, setup.cache)
-    needs = dataclasses.replace(needs, vocabularies=vocabularies)
-    if not tabled:
-        return needs
-    table = substitution_table(setup, cast(Dataset, needs.train), vocabularies, needs.model)
-    return dataclasses.replace(needs, table=table)
-
-
-def distill_options(config: Composed) -> DistillConfig:
-    """The keys ``distill.*``, with synonyms where an augmenter asks for some."""
-    options = config.train.distill
-    asked = any(config.node("augmenter", name).get("synonyms") for name in config.augmenters)
-    return dataclasses.replace(options, synonyms=True) if asked else options
-
-
-def substitution_table(
-    setup: Setup, dataset: Dataset, vocabularies: LanguageVocabularies, model: Any = None
-) -> SubstitutionTable:
-    """A data set's substitutions, scored by the pretrained model as it is (from scratch: by ``model``)."""
-    pretrained = setup.pretrained
-
-    def scorer() -> Any:
-        """The model before any fine-tuning, with all rows readable."""
-        if pretrained is not None:
-            return rebuild(pretrained).to(setup.device)
-        return setup.model((), mlm_head=False) if model is None else model
-
-    return ensure_table(
-        scorer,
-        pretrained.fingerprint if pretrained else None,
-        pretrained is not None and pretrained.has_mlm_head,
-        setup.tokenizer,
-        dataset,
-        setup.languages,
-        setup.source,
-        vocabularies,
-        distill_options(setup.config),
-        setup.cache,
-        setup.config.train.batch.size,
-    )
-
-
-def _table_of(setup: Setup, dataset: Dataset) -> SubstitutionTable:
-    """The table of another data set than the one that is trained on."""
-    options = setup.config.train
-    vocabularies = build_vocabularies(setup.tokenizer, setup.languages, setup.source, options.vocabulary, setup.cache)
-    return substitution_table(setup, dataset, vocabularies)
 
 
 def source_score(setup: Setup, model: Any, criterions: dict[str, Any]) -> Any:

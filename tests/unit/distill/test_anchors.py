@@ -1,0 +1,165 @@
+"""Mean states of pieces in plain text, against sums token by token in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.unit.distill.tiny import ENGLISH, FRENCH, LANGUAGES
+from xsalt.config_distill import DistillConfig
+from xsalt.data.dataset import Dataset, Example, tokenise
+from xsalt.data.substitutions import SubstitutionTable
+from xsalt.distill import anchors as anchors_module
+from xsalt.distill.anchors import fit_anchors, read_texts
+from xsalt.distill.table import ensure_table
+from xsalt.errors import UserError
+from xsalt.nn.inference import inference
+from xsalt.text.language_vocab import LanguageVocabularies
+from xsalt.text.tokenizer import Tokenizer
+
+Make = Callable[..., Any]
+LAYER = 2
+
+
+def plain(tokenizer: Tokenizer, cache: Path, seed: int = 0) -> dict[str, Dataset]:
+    """Text of three languages; no French text has "rue", and the Italian is some of the French."""
+    rng = np.random.default_rng(seed)
+    words = {"en": ENGLISH, "fr": FRENCH[:-1], "it": FRENCH[:4]}
+    found = {}
+    for language, of_language in words.items():
+        lines = [Example(" ".join(rng.choice(of_language, size=6)) + " .", None, -100, str(i)) for i in range(70)]
+        found[language] = tokenise({language: lines}, tokenizer, 64, LANGUAGES, cache)
+    return found
+
+
+def states(model: Any, data: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and states (float64) of all tokens that are not special, passage by passage."""
+    ids, rows = [], []
+    for index in range(len(data)):
+        batch = data.batch(np.array([index]))
+        h_TD = model.encode(model.embed(batch), batch.layout, keep=(LAYER,), last=LAYER)[LAYER]
+        inside = ~batch.special_T
+        ids.append(batch.ids_T[inside].numpy())
+        rows.append(h_TD[inside].double().numpy())
+    return np.concatenate(ids), np.concatenate(rows)
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def reference(model: Any, vocabularies: LanguageVocabularies, texts: dict[str, Dataset]) -> dict[str, Any]:
+    """Language -> mean, anchors and which ids were seen, in float64."""
+    table_VD = model.embeddings.word.weight.detach().double().numpy()
+    found = {}
+    with inference(model):
+        for language, data in texts.items():
+            ids, rows = states(model, data)
+            mean, members = rows.mean(0), vocabularies.ids[language]
+            plain_VD = table_VD[members] - table_VD[members].mean(0)
+            anchors = [
+                rows[ids == i].mean(0) - mean if (ids == i).any() else plain_VD[n] for n, i in enumerate(members)
+            ]
+            found[language] = (mean, unit(np.stack(anchors)), np.isin(members, ids))
+    return found
+
+
+def test_an_anchor_is_the_mean_state_of_its_piece_less_that_of_its_language(
+    model: Make, tokenizer: Tokenizer, vocabularies: LanguageVocabularies, tmp_path: Path
+) -> None:
+    made, texts = model(), plain(tokenizer, tmp_path)
+    expected = reference(made, vocabularies, texts)
+    with inference(made):
+        found = fit_anchors(made, vocabularies, texts, LAYER)
+    for language, (mean, anchors, seen) in expected.items():
+        np.testing.assert_allclose(found.mean_D[language], mean, atol=1e-5)
+        np.testing.assert_allclose(found.rows_VD[language], anchors, atol=1e-5)
+        assert found.seen_V[language].tolist() == seen.tolist()
+    assert not bool(found.seen_V["fr"].all())  # "rue" and "ment" have the centred rows of the table
+
+
+def test_hubness_is_the_mean_cosine_with_the_nearest_source_anchors(
+    model: Make,
+    tokenizer: Tokenizer,
+    vocabularies: LanguageVocabularies,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(anchors_module, "NEIGHBOURS", 3)
+    made, texts = model(), plain(tokenizer, tmp_path)
+    expected = reference(made, vocabularies, texts)
+    with inference(made):
+        found = fit_anchors(made, vocabularies, texts, LAYER)
+    cosine = expected["fr"][1] @ expected["en"][1][expected["en"][2]].T
+    nearest = np.sort(cosine, axis=1)[:, -3:].mean(1)
+    np.testing.assert_allclose(found.hubness("fr", ("en",)), nearest, atol=1e-5)
+
+
+def build(
+    made: Any, tokenizer: Tokenizer, vocabularies: LanguageVocabularies, dataset: Dataset, cache: Path, **texts: Any
+) -> SubstitutionTable:
+    config = DistillConfig(method="anchors", layer=LAYER, temperature=0.1)
+    given = ("en", "fr", "it"), ("en",), vocabularies, config, cache
+    return ensure_table(lambda: made, "m", False, tokenizer, dataset, *given, **texts)
+
+
+def test_substitutions_are_the_nearest_anchors_held_back_by_their_hubness(
+    model: Make, tokenizer: Tokenizer, vocabularies: LanguageVocabularies, dataset: Dataset, tmp_path: Path
+) -> None:
+    made, texts = model(), plain(tokenizer, tmp_path)
+    table = build(made, tokenizer, vocabularies, dataset, tmp_path, texts=texts)
+    found = reference(made, vocabularies, texts)
+    with inference(made):
+        ids_N, rows_ND = states(made, dataset)
+    at_N = np.flatnonzero(~np.asarray(dataset.special))
+    query_ND = unit(rows_ND - found["en"][0])
+    sources = found["en"][1][found["en"][2]]
+    initial_V, pieces = tokenizer.word_initial_V, tokenizer.pieces()
+    checked = 0
+    for column, language in enumerate(table.languages):
+        members, anchors = vocabularies.ids[language], found[language][1]
+        hubness = np.sort(anchors @ sources.T, axis=1)[:, -10:].mean(1)
+        for n, position in enumerate(at_N):
+            if not pieces[ids_N[n]].strip("▁").isalpha():
+                continue
+            kind = np.flatnonzero(initial_V[members] == initial_V[ids_N[n]])
+            if len(kind) == 0:
+                continue
+            logits = (anchors[kind] @ query_ND[n] - hubness[kind] / 2) / 0.1
+            chances = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+            best = table.ids_NLK[position, column, 0]
+            if len(kind) > 1 and np.sort(chances)[-1] - np.sort(chances)[-2] > 1e-4:
+                assert best == members[kind[chances.argmax()]]
+                checked += 1
+            assert float(table.probability_NLK[position, column, 0]) == pytest.approx(chances.max(), abs=2e-3)
+    assert checked > 100
+
+
+def test_a_table_belongs_to_its_texts(
+    model: Make, tokenizer: Tokenizer, vocabularies: LanguageVocabularies, dataset: Dataset, tmp_path: Path
+) -> None:
+    made = model()
+    prints = [
+        build(made, tokenizer, vocabularies, dataset, tmp_path, texts=plain(tokenizer, tmp_path, seed)).fingerprint
+        for seed in (0, 0, 1)
+    ]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_missing_empty_and_broken_texts_are_told_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"needs plain text: vocabulary\.text=DIR"):
+        read_texts(None, ["fr"])
+    with pytest.raises(UserError, match=r"fr\.txt: distill\.method=anchors needs it for 'fr'"):
+        read_texts(str(tmp_path), ["fr"])
+    (tmp_path / "fr.txt").write_text(" \n\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"fr\.txt: no text in it"):
+        read_texts(str(tmp_path), ["fr"])
+    (tmp_path / "fr.txt").write_bytes("une ligne\né".encode("latin-1"))
+    with pytest.raises(UserError, match=r"fr\.txt: not UTF-8 \(byte 10\)"):
+        read_texts(str(tmp_path), ["fr"])
+    (tmp_path / "fr.txt").write_text("un\n\n deux \n", encoding="utf-8")
+    assert read_texts(str(tmp_path), ["fr"]) == {"fr": ["un", "deux"]}
