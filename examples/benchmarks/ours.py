@@ -142,7 +142,7 @@ class Ours:
         model = self.trainer.step.model
         return {
             "peak_memory_gb": peak_memory_gb(),
-            "flops_per_token": self.flops / self.tokens,
+            "flops_per_token": self.flops / max(1, self.tokens),
             "all_flops_per_token": 6.0 * model.encoder.weight_products(Layout(np.ones(1, dtype=np.int64))),
             "active_rows": len(model.embeddings.word.active_ids),
         }
