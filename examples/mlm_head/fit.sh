@@ -11,4 +11,5 @@ exec xsalt-train --task mlm --augmenter codeswitch --criterion target_language_m
     criterion.target_language_mlm.predict=replaced criterion.target_language_mlm.positions=unmasked \
     criterion.target_language_mlm.mask_rate=1 \
     augmenter.codeswitch.ratio=1 augmenter.codeswitch.threshold=0 augmenter.codeswitch.choose=sample \
-    distill.layer=2 distill.k=4 data.max_train=4000 batch.size=128 epochs=2 dropout=0 optim.lr=1e-3 "$@"
+    distill.method=anchors distill.passages=6000 distill.layer=2 distill.k=4 \
+    data.max_train=4000 batch.size=128 epochs=2 dropout=0 optim.lr=1e-3 "$@"
