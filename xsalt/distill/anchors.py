@@ -11,7 +11,6 @@ Shapes: T tokens, V vocabulary of one language, D width, N queries.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,9 +48,14 @@ class Anchors:
     seen_V: Mapping[str, Tensor]
 
     def hubness(self, language: str, source: Sequence[str]) -> Tensor:
-        """Mean cosine of each anchor with the NEIGHBOURS nearest anchors of the source languages, (V,)."""
+        """Mean cosine of each anchor with the NEIGHBOURS nearest anchors of the source languages, (V,).
+
+        0 where the source languages' text has no piece of their vocabularies.
+        """
         queries_ND = torch.cat([self.rows_VD[name][self.seen_V[name]] for name in source])
         near = min(NEIGHBOURS, len(queries_ND))
+        if near == 0:
+            return queries_ND.new_zeros(len(self.rows_VD[language]))
         parts = [  # some thousand candidates against as many queries at a time
             (rows @ queries_ND.T).topk(near, dim=1).values.mean(1) for rows in torch.split(self.rows_VD[language], 1024)
         ]
@@ -79,11 +83,6 @@ def read_texts(text: str | None, languages: Sequence[str]) -> dict[str, list[str
         if not found[language]:
             raise UserError(f"{path}: no text in it, distill.method=anchors needs some for {language!r}")
     return found
-
-
-def fingerprint_of_texts(texts: Mapping[str, Dataset]) -> dict[str, str]:
-    """What anchors are a function of besides the model: a hash for each language's tokens."""
-    return {name: hashlib.sha256(data.fingerprint.encode()).hexdigest() for name, data in texts.items()}
 
 
 def fit_anchors(model: Any, vocabularies: LanguageVocabularies, texts: Mapping[str, Dataset], layer: int) -> Anchors:

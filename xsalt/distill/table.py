@@ -16,7 +16,7 @@ import torch
 from xsalt.config_distill import DistillConfig
 from xsalt.data.dataset import Dataset
 from xsalt.data.substitutions import MANIFEST, SubstitutionTable, fingerprint_of, new_table, table_fingerprint
-from xsalt.distill.anchors import fingerprint_of_texts, fit_anchors
+from xsalt.distill.anchors import fit_anchors
 from xsalt.distill.build import BLOCK, SPAN, Builder, ids_in
 from xsalt.distill.parts import Parts, workplace, writable
 from xsalt.distill.report import warn_if_nothing
@@ -109,6 +109,7 @@ def ensure_table(
     }[method]
     settings = {k: v for k, v in asdict(config).items() if k not in unused}
     texts = texts if method == "anchors" else None
+    used = (*targets, *synonyms, *(texts or ()))  # hubness of anchors reads those of the source languages too
     key = table_fingerprint(
         {
             "model": fingerprint or model_fingerprint(made),
@@ -116,9 +117,9 @@ def ensure_table(
             "dataset": dataset.fingerprint,
             "languages": targets,
             "synonyms": synonyms,
-            "vocabularies": {language: _hash(vocabularies.ids[language]) for language in (*targets, *synonyms)},
+            "vocabularies": {language: _hash(vocabularies.ids[language]) for language in used},
             "settings": {**settings, "method": method, "block": BLOCK, "span": SPAN},
-            **({"texts": fingerprint_of_texts(texts)} if texts else {}),
+            **({"texts": {name: data.fingerprint for name, data in texts.items()}} if texts else {}),
         }
     )
     place = cache / "substitutions" / key[:32]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,18 @@ def test_a_table_belongs_to_its_texts(
         for seed in (0, 0, 1)
     ]
     assert prints[0] == prints[1] != prints[2]
+    fewer = replace(vocabularies, ids={**vocabularies.ids, "en": vocabularies.ids["en"][:-1]})
+    assert build(made, tokenizer, fewer, dataset, tmp_path, texts=plain(tokenizer, tmp_path)).fingerprint not in prints
+
+
+def test_text_without_a_piece_of_the_source_vocabulary_holds_nothing_back(
+    model: Make, tokenizer: Tokenizer, vocabularies: LanguageVocabularies, tmp_path: Path
+) -> None:
+    made, texts = model(), plain(tokenizer, tmp_path)
+    with inference(made):
+        found = fit_anchors(made, vocabularies, {**texts, "en": texts["it"]}, LAYER)
+    assert not found.seen_V["en"].any()
+    assert found.hubness("fr", ("en",)).tolist() == [0.0] * len(vocabularies.ids["fr"])
 
 
 def test_missing_empty_and_broken_texts_are_told_by_name(tmp_path: Path) -> None:
