@@ -41,11 +41,12 @@ def joined() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _joined():
         yield
         return
-    _store, own, ranks = next(iter(dist.rendezvous("env://", timeout=PATIENCE)))
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    _store, own, ranks = next(iter(rendezvous("env://", timeout=PATIENCE)))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(
-        backend, store=dist.PrefixStore("group", _store), rank=own, world_size=ranks, timeout=PATIENCE
-    )
+    dist.init_process_group(backend, store=PrefixStore("group", _store), rank=own, world_size=ranks, timeout=PATIENCE)
     yield
     dist.destroy_process_group()
     _store = None
@@ -164,8 +165,9 @@ class Alone:
     def __init__(self, step: nn.Module) -> None:
         self.step = step
 
-    def __call__(self, *args: Any) -> Any:
-        return self.step(*args)
+    def __call__(self, batch: Any, *args: Any) -> Any:
+        """Loss and figures of the step. ``batch``: None if this rank has no example of it."""
+        return self.step(batch, *args)
 
     def accumulating(self) -> AbstractContextManager[None]:
         """Within, backward passes only add to this rank's own gradients."""
@@ -190,7 +192,7 @@ class Replicas(Alone):
         held = _Held(step)
         left_out = [name for name, parameter in held.named_parameters() if parameter is table]
         left_out += [name for name, _ in held.named_buffers()]  # which are functions of the data, the same everywhere
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(held, left_out)
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(held, left_out)  # type: ignore[no-untyped-call]
         # A rank may use less than others: one without examples, or with nothing to predict by a head.
         ddp = DistributedDataParallel(held, find_unused_parameters=True, gradient_as_bucket_view=True)
         ddp.register_comm_hook(None, lambda state, bucket: _sum_bucket(bucket, dtype))
@@ -205,19 +207,25 @@ class Replicas(Alone):
 
 
 class _Held(nn.Module):
-    """A step beside a parameter that is never used, without which DDP warns that it looked for some in vain."""
+    """A step beside a parameter that means nothing.
+
+    A rank whose loss depends on no other, or that has no batch at all, takes part in the sum by it. And while nothing
+    uses it, DDP doesn't warn that it looked for unused parameters in vain.
+    """
 
     def __init__(self, step: nn.Module) -> None:
         super().__init__()
-        self.step, self.unused = step, nn.Parameter(torch.zeros(1))
+        self.step = step
+        self.anchor = nn.Parameter(torch.zeros(1, device=next(step.parameters()).device))
 
-    def forward(self, *args: Any) -> Any:
-        return self.step(*args)
+    def forward(self, batch: Any, *args: Any) -> tuple[Tensor, Any]:
+        loss, figures = (torch.zeros_like(self.anchor[0]), {}) if batch is None else self.step(batch, *args)
+        return (loss if loss.requires_grad else loss + 0.0 * self.anchor[0]), figures
 
 
-def _sum_bucket(bucket: dist.GradBucket, dtype: torch.dtype | None) -> torch.futures.Future[Tensor]:
+def _sum_bucket(bucket: Any, dtype: torch.dtype | None) -> torch.futures.Future[Tensor]:
     """DDP's hook: the sum of a bucket of gradients over all ranks."""
-    own = bucket.buffer()
+    own: Tensor = bucket.buffer()
     sent = own if dtype is None or own.dtype == dtype else own.to(dtype)
     traffic["gradients"] += sent.nbytes
     work = dist.all_reduce(sent, async_op=True)
@@ -226,7 +234,8 @@ def _sum_bucket(bucket: dist.GradBucket, dtype: torch.dtype | None) -> torch.fut
         total = future.value()[0]
         return total if total is own else own.copy_(total)
 
-    return work.get_future().then(received)
+    done: torch.futures.Future[Tensor] = work.get_future().then(received)
+    return done
 
 
 def sum_rows(grad_AD: Tensor | None, table_AD: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xsalt import distributed
 from xsalt.batch import Batch, Layout
 from xsalt.protocols import Criterion
 
@@ -46,27 +45,18 @@ class TrainStep(nn.Module):
 
     def count(self, batch: Batch | None) -> dict[str, float]:
         """What each criterion counts in a micro-batch (None: this rank has no example of it)."""
-        return {
-            name: 0.0 if batch is None else float(criterion.count(batch)) for name, criterion in self.criterions.items()
-        }
-
-    def nothing(self) -> Tensor:
-        """A loss of zero, for a rank that has nothing to learn from in a batch but takes part in the sum."""
-        own = [p for p in self.model.parameters() if p.requires_grad and p is not self.model.embeddings.word.weight]
-        return min(own, key=torch.numel).sum() * 0.0
+        own = self.criterions.items()
+        return {name: 0.0 if batch is None else float(criterion.count(batch)) for name, criterion in own}
 
     def forward(
-        self, batch: Batch | None, counts: Mapping[str, float], own: Mapping[str, float] | None = None
+        self, batch: Batch, counts: Mapping[str, float], own: Mapping[str, float] | None = None
     ) -> tuple[Tensor, Figures]:
         """The micro-batch's part of the global loss, and figures to log (loss and accuracy of each criterion).
 
         Args:
-            batch: None if this rank has no example of it.
             counts: of all micro-batches and ranks.
             own: those of this micro-batch, if they are known: counting on CUDA waits for the device.
         """
-        if batch is None:
-            return self.nothing(), {}
         device = batch.ids_T.device
         own = self.count(batch) if own is None else own
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -82,6 +72,4 @@ class TrainStep(nn.Module):
                 prefix = "" if len(self.criterions) == 1 else f"{name}_"
                 figures[f"{prefix}loss"] = (loss.loss_sum.detach(), own[name])
                 figures.update({f"{prefix}{key}": value for key, value in loss.log.items()})
-            if distributed.world_size() > 1 and not total.requires_grad:  # a frozen encoder and nothing to predict
-                total = total + self.nothing()
         return total, figures
