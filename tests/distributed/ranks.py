@@ -9,14 +9,23 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tests.tiny import LISTS, TINY
+from xsalt import distributed
+from xsalt.nn.dropout import set_dropout_key
+from xsalt.training.resume import Checkpoints
+from xsalt.training.run import Setup, prepare
+from xsalt.training.trainer import Agreed, State, advance
+from xsalt_cli.front import compose
+from xsalt_cli.train import SCRIPT
 
 SALT = [
     "--task=xnli",
@@ -36,14 +45,14 @@ SALT = [
 UPDATES = 50
 
 
-def launch(ranks: int, folder: Path, data: Path) -> None:
-    """Runs ``work`` on so many ranks and waits for them."""
+def launch(ranks: int, does: Callable[..., None], *args: Any) -> None:
+    """Runs ``does(*args)`` on so many ranks, each a process of its own, and waits for them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["xsalt.training.run", "tests.distributed.ranks"])
-    started = [context.Process(target=work, args=(rank, ranks, port, folder, data)) for rank in range(ranks)]
+    context.set_forkserver_preload(["tests.distributed.ranks"])
+    started = [context.Process(target=_rank, args=(rank, ranks, port, does, *args)) for rank in range(ranks)]
     for process in started:
         process.start()
     for process in started:
@@ -51,28 +60,23 @@ def launch(ranks: int, folder: Path, data: Path) -> None:
     assert [process.exitcode for process in started] == [0] * ranks
 
 
-def work(rank: int, ranks: int, port: int, folder: Path, data: Path) -> None:
+def _rank(rank: int, ranks: int, port: int, does: Callable[..., None], *args: Any) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    import torch
-
-    from xsalt import distributed
-
     torch.set_num_threads(1)
     with distributed.joined():
-        for name, (does, keys) in WORK.items():
-            np.savez(folder / f"{name}-{ranks}-{rank}.npz", **does(data, folder / f"run-{name}-{ranks}", *keys))
+        does(*args)
+
+
+def work(folder: Path, data: Path) -> None:
+    """All of ``WORK``, one after the other."""
+    ranks, rank = distributed.world_size(), distributed.rank()
+    for name, (does, keys) in WORK.items():
+        np.savez(folder / f"{name}-{ranks}-{rank}.npz", **does(data, folder / f"run-{name}-{ranks}", *keys))
 
 
 def prepared(data: Path, run: Path, *keys: str) -> Any:
     """The trainer of a run, as ``xsalt-train`` makes it."""
-    import torch
-
-    from xsalt.training.resume import Checkpoints
-    from xsalt.training.run import Setup, prepare
-    from xsalt_cli.front import compose
-    from xsalt_cli.train import SCRIPT
-
     config = compose(SCRIPT, [*SALT, f"data.root={data}", f"run={run}", *keys])
     setup = Setup.open(config)
     torch.manual_seed(config.train.seed)
@@ -85,8 +89,6 @@ def prepared(data: Path, run: Path, *keys: str) -> Any:
 
 def draws(data: Path, run: Path, *keys: str) -> dict[str, np.ndarray]:
     """Two epochs as this rank draws them: every sequence by its update, micro-batch, example and view."""
-    from xsalt.training.trainer import State, advance
-
     trainer = prepared(data, run, *keys)
     found: dict[str, np.ndarray] = {}
     state = State()
@@ -119,10 +121,6 @@ def draws(data: Path, run: Path, *keys: str) -> dict[str, np.ndarray]:
 
 def gradients(data: Path, run: Path, *keys: str) -> dict[str, np.ndarray]:
     """The gradient of the first update in float64, with dropout."""
-    from xsalt import distributed
-    from xsalt.nn.dropout import set_dropout_key
-    from xsalt.training.trainer import Agreed, State
-
     trainer = prepared(data, run, *keys)
     model = trainer.step.model.double()
     model.train()
@@ -145,8 +143,6 @@ def gradients(data: Path, run: Path, *keys: str) -> dict[str, np.ndarray]:
 
 def updates(data: Path, run: Path, *keys: str) -> dict[str, np.ndarray]:
     """Weights before and after 50 updates in float32, with dropout."""
-    from xsalt.training.trainer import State
-
     trainer = prepared(data, run, *keys)
     weights = dict(trainer.step.model.named_parameters())
     before = {f"before/{name}": value.detach().clone().numpy() for name, value in weights.items()}

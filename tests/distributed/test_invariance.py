@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.distributed.ranks import UPDATES, launch
+from tests.distributed.ranks import UPDATES, launch, work
 from tests.tiny import write_nli
 
 Arrays = dict[str, np.ndarray]
@@ -22,7 +22,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Seen:
     data = write_nli(tmp_path_factory.mktemp("data"), train=92, dev=9)
     folder = tmp_path_factory.mktemp("seen")
     for ranks in WORLDS:
-        launch(ranks, folder, data)
+        launch(ranks, work, folder, data)
 
     def read(name: str, ranks: int) -> list[Arrays]:
         return [dict(np.load(folder / f"{name}-{ranks}-{rank}.npz")) for rank in range(ranks)]
