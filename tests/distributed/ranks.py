@@ -124,7 +124,7 @@ def gradients(data: Path, run: Path, *keys: str) -> dict[str, np.ndarray]:
     trainer = prepared(data, run, *keys)
     model = trainer.step.model.double()
     model.train()
-    parallel = distributed.replicated(trainer.step, model.embeddings.word.weight)  # anew, with buckets of float64
+    parallel = distributed.parallel(trainer.step, model.embeddings.word.weight)  # anew, with buckets of float64
     drawn = next(trainer.updates(State(), 1))
     counted = [trainer.step.count(batch) for batch in drawn.batches]
     agreed = Agreed.by_all(counted, 1, None)

@@ -24,7 +24,7 @@ from xsalt.models.auto import build_model, rebuild, reorder_classes
 from xsalt.models.pretrained import Pretrained, open_pretrained
 from xsalt.nn.dropout import set_dropout_key
 from xsalt.nn.precision import bf16_is_native
-from xsalt.optim.adamw import make_adamw
+from xsalt.optim.adamw import make_adamw, state_tensors
 from xsalt.protocols import Needs
 from xsalt.registry import REGISTRIES
 from xsalt.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -297,14 +297,25 @@ def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, 
     optim = options.optim
     lr = optim.lr if optim.lr is not None else default_lr(model.config.hidden_size)
     options = dataclasses.replace(options, optim=dataclasses.replace(optim, lr=lr), epochs=options.epoch_limit)
+    word = model.embeddings.word
+    step = TrainStep(model, criterions, setup.precision, augmenters)
+    half = torch.bfloat16 if options.distributed.compress == "bf16" else None
+    sharded = model.encoder if options.distributed.engine == "fsdp" else None
+    parallel = distributed.parallel(step, word.weight, half, sharded)
     optimizer = make_adamw(
         model, lr=lr, weight_decay=optim.weight_decay, betas=(optim.beta1, optim.beta2), eps=optim.eps
     )
-    word = model.embeddings.word
     word.sparse_gradient = optimizer.takes_sparse()
-    step = TrainStep(model, criterions, setup.precision, augmenters)
-    half = torch.bfloat16 if options.distributed.compress == "bf16" else None
     writes = distributed.is_first() or options.checkpoint.keep == "none"  # the latter keeps weights in memory
+
+    def save(name: str, state: State) -> None:
+        if writes:
+            checkpoints.save(name, model, optimizer, state)
+        elif sharded is not None:  # what rank 0 writes it puts together from the parts of all, in this order
+            if name == "last":
+                state_tensors(optimizer, {id(p): key for key, p in model.named_parameters()})
+            model.saved_state()
+
     trainer = Trainer(
         config=options,
         step=step,
@@ -314,9 +325,9 @@ def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, 
         folder=checkpoints.run,
         device=setup.device,
         evaluate=source_score(setup, model, criterions),
-        save=lambda name, state: checkpoints.save(name, model, optimizer, state) if writes else None,
+        save=save,
         show=lambda batch: show_batch(batch, setup.tokenizer),
-        parallel=distributed.replicated(step, word.weight, half),
+        parallel=parallel,
     )
     return trainer, criterions
 
