@@ -317,7 +317,8 @@ class Shards(Alone):
         # About in-place operations on hidden layers, which nobody does.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
         super().__init__(step)
-        self.table, self.dtype, self._last = table, dtype, None
+        self.table, self.dtype = table, dtype
+        self._last: Any = None
         mesh = init_device_mesh(next(step.parameters()).device.type, (world_size(),))
         policy = MixedPrecisionPolicy(reduce_dtype=dtype)
         for module in (*encoder.layers, encoder):  # type: ignore[misc]
@@ -345,7 +346,7 @@ class Shards(Alone):
             sent = flat if self.dtype is None else flat.to(self.dtype)
             traffic["gradients"] += sent.nbytes
             dist.all_reduce(sent)
-            there, *sums = sent.to(flat.dtype).split([len(self.rest), *(p.numel() for p in self.rest)])
+            there, *sums = torch.split(sent.to(flat.dtype), [len(self.rest), *(p.numel() for p in self.rest)])
             for p, found, total in zip(self.rest, there.tolist(), sums, strict=True):
                 p.grad = total.view_as(p) if found else None
         if self.table is not None and self.table.requires_grad:
@@ -377,13 +378,15 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def own_part(tensor: Tensor) -> Tensor:
     """This rank's part of a sharded tensor, in the same memory; another tensor as it is."""
-    part: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[operator]
+    split: Any = tensor
+    part: Tensor = split.to_local() if is_sharded(tensor) else tensor
     return part
 
 
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor put together from all ranks, each of which must call it; another tensor as it is."""
-    complete: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[operator]
+    split: Any = tensor
+    complete: Tensor = split.full_tensor() if is_sharded(tensor) else tensor
     return complete
 
 
