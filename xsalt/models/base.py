@@ -18,6 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from xsalt import distributed
 from xsalt.batch import Batch, Layout
 from xsalt.checkpoint import Parts
 from xsalt.errors import UserError
@@ -175,7 +176,8 @@ class EncoderModel(nn.Module):
         return {WORD_TABLE: table, **self._other_state()}
 
     def _other_state(self) -> dict[str, Tensor]:
-        return {name: value.detach().cpu() for name, value in self.state_dict().items() if name != WORD_TABLE}
+        state = {name: value for name, value in self.state_dict().items() if name != WORD_TABLE}
+        return {name: distributed.whole(value.detach()).cpu() for name, value in state.items()}
 
     @torch.no_grad()
     def load_whole_state(
@@ -204,7 +206,7 @@ class EncoderModel(nn.Module):
                 word = self.embeddings.word
                 word.load_active(state[name]) if active_rows_only else word.load(state[name])
             else:
-                value.copy_(state[name])
+                value.copy_(distributed.sharded_like(state[name], value))
 
     @torch.no_grad()
     def initialise(self, parts: Sequence[str], seed: int) -> None:

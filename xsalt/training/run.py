@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from xsalt.models.auto import build_model, rebuild, reorder_classes
 from xsalt.models.pretrained import Pretrained, open_pretrained
 from xsalt.nn.dropout import set_dropout_key
 from xsalt.nn.precision import bf16_is_native
-from xsalt.optim.adamw import make_adamw
+from xsalt.optim.adamw import make_adamw, state_tensors
 from xsalt.protocols import Needs
 from xsalt.registry import REGISTRIES
 from xsalt.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -33,7 +34,7 @@ from xsalt.training.resume import Checkpoints
 from xsalt.training.show import show_batch
 from xsalt.training.step import TrainStep
 from xsalt.training.tables import table_of, with_augmentation
-from xsalt.training.trainer import Interrupted, Trainer
+from xsalt.training.trainer import Interrupted, State, Trainer
 
 DEFAULT_VOCABULARY = 8000
 """Pieces of a tokenizer that is trained on the data, for ``pretrained=null`` without ``tokenizer``."""
@@ -43,7 +44,15 @@ def pick_device(name: str) -> torch.device:
     """``auto`` is CUDA where there is one. Raises ``UserError`` if CUDA is asked for and absent."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda: this machine has no CUDA device: use device=cpu or device=auto")
-    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
+    device = torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
+    if device.type == "cuda" and distributed.world_size() > 1:
+        own, there = distributed.local_rank(), torch.cuda.device_count()
+        if own >= there:
+            raise UserError(
+                f"device=cuda: {own + 1} ranks or more on a machine with {there} CUDA devices: start {there}"
+            )
+        torch.cuda.set_device(own)
+    return device
 
 
 def pick_precision(name: str, device: torch.device) -> str:
@@ -214,14 +223,18 @@ def train(config: Composed) -> int:
     if config.train.dry_run:
         describe(setup, trainer)
         return 0
-    checkpoints.claim()
-    state = checkpoints.resume(trainer)
+    if distributed.is_first():
+        checkpoints.claim()
+    with distributed.first_alone():
+        state = checkpoints.resume(trainer)
+    agree(setup, trainer, state)
     record_augmentation(setup, trainer, state, lambda dataset: table_of(setup, dataset))
     give_back_freed_memory()
     try:
         state = trainer.fit(state)
     except Interrupted as interrupted:
         return interrupted.exit_code
+    distributed.wait_for_all()  # rank 0 has written the best weights
     checkpoint = checkpoints.load_best(trainer.step.model)
     evaluate_languages(setup, trainer.step.model, criterions, config.run, state, checkpoint)
     return 0
@@ -259,7 +272,8 @@ def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, 
     examples = setup.read_train()
     if not any(examples.values()):
         raise UserError(f"{setup.task.where}: no training examples")
-    dataset = setup.tokenise(examples)
+    with distributed.first_alone():
+        dataset = setup.tokenise(examples)
     del examples
     setup.forget_train()
     classes = {name: component_class(REGISTRIES["criterion"], name) for name in config.criterions}
@@ -283,23 +297,57 @@ def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, 
     optim = options.optim
     lr = optim.lr if optim.lr is not None else default_lr(model.config.hidden_size)
     options = dataclasses.replace(options, optim=dataclasses.replace(optim, lr=lr), epochs=options.epoch_limit)
+    word = model.embeddings.word
+    step = TrainStep(model, criterions, setup.precision, augmenters)
+    half = torch.bfloat16 if options.distributed.compress == "bf16" else None
+    sharded = model.encoder if options.distributed.engine == "fsdp" else None
+    parallel = distributed.parallel(step, word.weight, half, sharded)
     optimizer = make_adamw(
         model, lr=lr, weight_decay=optim.weight_decay, betas=(optim.beta1, optim.beta2), eps=optim.eps
     )
-    model.embeddings.word.sparse_gradient = optimizer.takes_sparse()
+    word.sparse_gradient = optimizer.takes_sparse()
+    writes = distributed.is_first() or options.checkpoint.keep == "none"  # the latter keeps weights in memory
+
+    def save(name: str, state: State) -> None:
+        if writes:
+            checkpoints.save(name, model, optimizer, state)
+        elif sharded is not None:  # what rank 0 writes it puts together from the parts of all, in this order
+            if name == "last":
+                state_tensors(optimizer, {id(p): key for key, p in model.named_parameters()})
+            model.saved_state()
+
     trainer = Trainer(
         config=options,
-        step=TrainStep(model, criterions, setup.precision, augmenters),
+        step=step,
         optimizer=optimizer,
         train=dataset,
         augmenters=augmenters,
         folder=checkpoints.run,
         device=setup.device,
         evaluate=source_score(setup, model, criterions),
-        save=lambda name, state: checkpoints.save(name, model, optimizer, state),
+        save=save,
         show=lambda batch: show_batch(batch, setup.tokenizer),
+        parallel=parallel,
     )
     return trainer, criterions
+
+
+def agree(setup: Setup, trainer: Trainer, state: State) -> None:
+    """Makes sure that all ranks train the same from the same. Raises ``UserError`` if they don't."""
+    known = {
+        "the configuration": setup.config.hash,
+        "the training set": trainer.train.fingerprint,
+        "the tokenizer": setup.tokenizer.fingerprint,
+        "the active word rows": hashlib.sha256(trainer.step.model.embeddings.word.active_ids.tobytes()).hexdigest(),
+        "the checkpoint to resume from": str(state.update),
+    }
+    for number, theirs in enumerate(distributed.from_all(known)):
+        for name, value in theirs.items():
+            if value != known[name]:
+                raise UserError(
+                    f"rank {distributed.rank()} and rank {number} do not agree on {name}: "
+                    "data, cache and run folder must be the same for all, on a file system that they share"
+                )
 
 
 def freeze(model: Any, parts: Sequence[str]) -> None:
