@@ -6,15 +6,22 @@ joins them, gloo on the CPU and nccl on CUDA.
 
 from __future__ import annotations
 
+import heapq
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 Value = TypeVar("Value")
+
+PATIENCE = timedelta(days=30)
+"""How long ranks wait where one may work alone for hours. A rank that died ends the wait at once: its sockets close."""
+_patient: dict[Any, Any] = {}
+"""The group -> its twin on gloo with that patience."""
 
 
 @contextmanager
@@ -58,6 +65,55 @@ def wait_for_all() -> None:
     """Returns when every rank has come here."""
     if _joined():
         dist.barrier()
+
+
+def wait_long() -> None:
+    """``wait_for_all`` where some rank may take hours; collectives on nccl give up after ten minutes."""
+    if not _joined():
+        return
+    everyone = dist.group.WORLD
+    if everyone not in _patient:
+        _patient.clear()
+        _patient[everyone] = dist.new_group(backend="gloo", timeout=PATIENCE)
+    dist.barrier(_patient[everyone])
+
+
+@contextmanager
+def first_goes_ahead() -> Iterator[None]:
+    """All ranks do what is inside, rank 0 before the others, which then find in a cache what it left there."""
+    if not is_first():
+        wait_long()
+    yield
+    if is_first():
+        wait_long()
+
+
+def my_share(weights: Sequence[int]) -> list[int]:
+    """Numbers of the pieces of work that are this rank's, in order: each is one rank's, with weights as even as can be.
+
+    The heaviest goes first, each to the rank that has least (Graham 1969). Without a group all pieces are ours.
+    """
+    if not _joined():
+        return list(range(len(weights)))
+    loads = [(0, number) for number in range(world_size())]
+    mine = []
+    for piece in sorted(range(len(weights)), key=lambda piece: -weights[piece]):
+        load, number = heapq.heappop(loads)
+        heapq.heappush(loads, (load + weights[piece], number))
+        if number == rank():
+            mine.append(piece)
+    return sorted(mine)
+
+
+def is_first_to_fail() -> bool:
+    """Whether no other rank has called this. The first to fail says why; the others then only lost their peer."""
+    if not _joined():
+        return True
+    try:
+        calls: int = dist.distributed_c10d._get_default_store().add("xsalt/failures", 1)
+    except RuntimeError:  # the store's process is gone: it failed before us
+        return False
+    return calls == 1
 
 
 def sum_over_ranks(values: Sequence[float]) -> list[float]:

@@ -11,10 +11,19 @@ from typing import Any
 
 from tqdm import tqdm
 
+_muted = False
+
+
+def mute() -> None:
+    """From here on this process says nothing: of several ranks the first one speaks. Errors are shown all the same."""
+    global _muted
+    _muted = True
+
 
 def say(message: str) -> None:
     """One line to stderr that does not break a progress bar."""
-    tqdm.write(message, file=sys.stderr)
+    if not _muted:
+        tqdm.write(message, file=sys.stderr)
 
 
 class Progress:
@@ -23,7 +32,8 @@ class Progress:
     def __init__(self, total: int, what: str, unit: str = "update", start: int = 0, seconds: float = 15.0) -> None:
         self.what, self.unit, self.total, self.done = what, unit, total, start
         self.seconds, self._said, self._began, self._start = seconds, time.monotonic(), time.monotonic(), start
-        self._bar = tqdm(total=total, initial=start, desc=what, unit=unit, leave=False) if sys.stderr.isatty() else None
+        shown = sys.stderr.isatty() and not _muted
+        self._bar = tqdm(total=total, initial=start, desc=what, unit=unit, leave=False) if shown else None
 
     def step(self, n: int = 1, note: str = "") -> None:
         self.done += n

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 
@@ -31,6 +32,8 @@ def guard(prog: str, main: Callable[[], int | None]) -> int:
 
 
 def _say(prog: str, text: str, code: int) -> int:
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(1)  # torchrun starts all ranks with one command line: of a mistake in it the first one speaks
     sys.stdout.flush()
     print(f"{prog}: {' '.join(text.split())}", file=sys.stderr, flush=True)
     return code

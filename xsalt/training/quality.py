@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from xsalt import distributed
 from xsalt.augmenters.switching import PROBABILITY, SWITCH_RATE, SwitchConfig
 from xsalt.data.dataset import Dataset
 from xsalt.data.substitutions import SubstitutionTable, write_json
@@ -83,18 +84,24 @@ def record_augmentation(
 ) -> None:
     """Writes the file, and the figures by language to TensorBoard, unless the run has them or nothing is augmented.
 
+    All ranks must call this: they make the table of the dev set together. Rank 0 writes.
+
     ``table_of``: makes the substitution table of a data set, for ``eval.chrf``.
     """
     path, options = setup.config.run / QUALITY, setup.config.train
-    quality = {} if path.exists() else augmentation_quality(trainer.augmenters, trainer.train, options.seed)
+    there = distributed.from_first(path.exists())
+    quality = {} if there else augmentation_quality(trainer.augmenters, trainer.train, options.seed)
     if not quality:
         return
     if options.eval.chrf:
         dev = setup.read("dev", setup.source)
         nodes = [setup.config.node("augmenter", name) for name in setup.config.augmenters]
         threshold = next((node["threshold"] for node in nodes if "threshold" in node), SwitchConfig().threshold)
-        for language, figures in chrf_of_dev(setup, table_of(dev), dev, threshold).items():
+        table = table_of(dev)
+        for language, figures in chrf_of_dev(setup, table, dev, threshold).items() if distributed.is_first() else ():
             quality["languages"].setdefault(language, {}).update(figures)
+    if not distributed.is_first():
+        return
     write_json(path, quality)
     log = RunLog(setup.config.run, state.update)
     for language, figures in quality["languages"].items():

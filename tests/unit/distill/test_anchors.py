@@ -15,7 +15,7 @@ from xsalt.config_distill import DistillConfig
 from xsalt.data.dataset import Dataset, Example, tokenise
 from xsalt.data.substitutions import SubstitutionTable
 from xsalt.distill import anchors as anchors_module
-from xsalt.distill.anchors import fit_anchors, read_texts
+from xsalt.distill.anchors import SumsFolder, fit_anchors, read_texts
 from xsalt.distill.table import ensure_table
 from xsalt.errors import UserError
 from xsalt.nn.inference import inference
@@ -75,7 +75,7 @@ def test_an_anchor_is_the_mean_state_of_its_piece_less_that_of_its_language(
     made, texts = model(), plain(tokenizer, tmp_path)
     expected = reference(made, vocabularies, texts)
     with inference(made):
-        found = fit_anchors(made, vocabularies, texts, LAYER)
+        found = fit_anchors(made, vocabularies, texts, LAYER, SumsFolder(tmp_path / "sums", "m"))
     for language, (mean, anchors, seen) in expected.items():
         np.testing.assert_allclose(found.mean_D[language], mean, atol=1e-5)
         np.testing.assert_allclose(found.rows_VD[language], anchors, atol=1e-5)
@@ -94,7 +94,7 @@ def test_hubness_is_the_mean_cosine_with_the_nearest_source_anchors(
     made, texts = model(), plain(tokenizer, tmp_path)
     expected = reference(made, vocabularies, texts)
     with inference(made):
-        found = fit_anchors(made, vocabularies, texts, LAYER)
+        found = fit_anchors(made, vocabularies, texts, LAYER, SumsFolder(tmp_path / "sums", "m"))
     cosine = expected["fr"][1] @ expected["en"][1][expected["en"][2]].T
     nearest = np.sort(cosine, axis=1)[:, -3:].mean(1)
     np.testing.assert_allclose(found.hubness("fr", ("en",)), nearest, atol=1e-5)
@@ -158,7 +158,7 @@ def test_text_without_a_piece_of_the_source_vocabulary_holds_nothing_back(
 ) -> None:
     made, texts = model(), plain(tokenizer, tmp_path)
     with inference(made):
-        found = fit_anchors(made, vocabularies, {**texts, "en": texts["it"]}, LAYER)
+        found = fit_anchors(made, vocabularies, {**texts, "en": texts["it"]}, LAYER, SumsFolder(tmp_path / "sums", "m"))
     assert not found.seen_V["en"].any()
     assert found.hubness("fr", ("en",)).tolist() == [0.0] * len(vocabularies.ids["fr"])
 

@@ -1,0 +1,43 @@
+"""Scripts under ``torchrun``: the ranks join before the job, and of an error one rank speaks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from xsalt.config import Composed
+from xsalt_cli.guard import guard
+
+STOPPING = 10.0
+"""Seconds in which the launcher stops ranks that lost a peer, so that its report names the one that failed."""
+
+
+def ranked(prog: str, job: Callable[[Composed], int | None]) -> Callable[[Composed], int]:
+    """The job as one rank of the group that ``torchrun`` started; alone, the job as it is.
+
+    The first rank to fail says why, before the others can notice. What then fails in them follows from it, and they
+    say nothing.
+    """
+
+    def run(composed: Composed) -> int:
+        from xsalt import distributed  # late: --help and --cfg must not wait for torch
+        from xsalt.logging import mute
+        from xsalt.training.run import pick_device
+
+        def once() -> int:
+            try:
+                return job(composed) or 0
+            except Exception:
+                if distributed.is_first_to_fail():
+                    raise
+                time.sleep(STOPPING)
+                return 1
+
+        if distributed.world_size() == 1:
+            return job(composed) or 0
+        with distributed.joined(pick_device(composed.train.device)):
+            if not distributed.is_first():
+                mute()
+            return guard(prog, once)
+
+    return run
