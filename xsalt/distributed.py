@@ -116,6 +116,11 @@ def is_first_to_fail() -> bool:
     return calls == 1
 
 
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether the error says that another rank is gone, and nothing of this one."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
 def sum_over_ranks(values: Sequence[float]) -> list[float]:
     """The values added up over all ranks, by one all-reduce in float64."""
     return _reduced(values, dist.ReduceOp.SUM)

@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable
 
 from xsalt.config import Composed
+from xsalt.errors import UserError
 from xsalt_cli.guard import guard
 
+LOST = "another rank was killed, or its machine is gone; the launcher's report names it: start the same command again"
 STOPPING = 10.0
 """Seconds in which the launcher stops ranks that lost a peer, so that its report names the one that failed."""
 
@@ -24,20 +26,30 @@ def ranked(prog: str, job: Callable[[Composed], int | None]) -> Callable[[Compos
         from xsalt.logging import mute
         from xsalt.training.run import pick_device
 
-        def once() -> int:
-            try:
-                return job(composed) or 0
-            except Exception:
-                if distributed.is_first_to_fail():
-                    raise
-                time.sleep(STOPPING)
-                return 1
-
         if distributed.world_size() == 1:
             return job(composed) or 0
+        follows = False
+
+        def once() -> int:
+            nonlocal follows
+            try:
+                return job(composed) or 0
+            except Exception as error:
+                lost = distributed.is_lost_peer(error)
+                if not distributed.is_first_to_fail():
+                    follows = True
+                    return 2
+                follows = lost
+                if lost:
+                    raise UserError(LOST) from error
+                raise
+
         with distributed.joined(pick_device(composed.train.device)):
             if not distributed.is_first():
                 mute()
-            return guard(prog, once)
+            code = guard(prog, once)
+            if follows:
+                time.sleep(STOPPING)
+            return code
 
     return run

@@ -143,14 +143,15 @@ def shared_workplace(folder: Path) -> Iterator[Path]:
         UserError: if a rank doesn't see it.
     """
     with contextlib.ExitStack() as held:
-        place = held.enter_context(workplace(folder.absolute())) if distributed.is_first() else folder
+        place = held.enter_context(workplace(folder)) if distributed.is_first() else folder
         distributed.wait_long()  # another process may have it
-        place = distributed.from_first(place)
-        blind = [str(number) for number, sees in enumerate(distributed.from_all(place.is_dir())) if not sees]
+        place = folder.parent / distributed.from_first(place.name)
+        seen = distributed.from_all(place.is_dir())
+        blind = [str(number) for number, sees in enumerate(seen) if not sees]
         if blind:
             raise UserError(
-                f"XSALT_CACHE: rank {', '.join(blind)} doesn't see {place}: "
-                "give one folder, at the same path, on a file system that all machines share"
+                f"{folder.parent}: rank {', '.join(blind)} doesn't see what rank 0 writes in it: "
+                "set XSALT_CACHE to one folder for all ranks, on a file system that their machines share"
             )
         yield place
 
