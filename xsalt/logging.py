@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
-_muted = False
 
-
-def mute() -> None:
-    """From here on this process says nothing: of several ranks the first one speaks. Errors are shown all the same."""
-    global _muted
-    _muted = True
+def speaks() -> bool:
+    """Whether this process is the one that says and writes things: of the ranks that ``torchrun`` starts, number 0."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def say(message: str) -> None:
     """One line to stderr that does not break a progress bar."""
-    if not _muted:
+    if speaks():
         tqdm.write(message, file=sys.stderr)
 
 
@@ -32,8 +30,9 @@ class Progress:
     def __init__(self, total: int, what: str, unit: str = "update", start: int = 0, seconds: float = 15.0) -> None:
         self.what, self.unit, self.total, self.done = what, unit, total, start
         self.seconds, self._said, self._began, self._start = seconds, time.monotonic(), time.monotonic(), start
-        shown = sys.stderr.isatty() and not _muted
-        self._bar = tqdm(total=total, initial=start, desc=what, unit=unit, leave=False) if shown else None
+        self._bar = None
+        if sys.stderr.isatty() and speaks():
+            self._bar = tqdm(total=total, initial=start, desc=what, unit=unit, leave=False)
 
     def step(self, n: int = 1, note: str = "") -> None:
         self.done += n
@@ -53,7 +52,7 @@ class Progress:
 
 
 class RunLog:
-    """Writes ``metrics.jsonl`` and TensorBoard files of a run folder.
+    """Writes ``metrics.jsonl`` and TensorBoard files of a run folder; in a rank other than 0, nothing.
 
     Args:
         folder: the run folder.
@@ -63,6 +62,10 @@ class RunLog:
     def __init__(self, folder: Path, resumed_at: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self._file: TextIO | None = None
+        self._board: Any = None
+        if not speaks():
+            return
         self.path = folder / "metrics.jsonl"
         kept: list[str] = []
         if self.path.exists():
@@ -79,6 +82,8 @@ class RunLog:
 
     def update(self, update: int, epoch: float, values: Mapping[str, float]) -> None:
         """Logs one training update; ``augment/...`` names keep their prefix in TensorBoard, others get ``train/``."""
+        if self._file is None:
+            return
         row: dict[str, Any] = {"update": update, "epoch": round(epoch, 4)}
         for name, value in values.items():
             tag = name if "/" in name else f"train/{name}"
@@ -88,11 +93,14 @@ class RunLog:
         self._file.flush()
 
     def scalar(self, tag: str, value: float, update: int) -> None:
-        self._board.add_scalar(tag, value, update)
+        if self._board is not None:
+            self._board.add_scalar(tag, value, update)
 
     def text(self, tag: str, markdown: str, update: int) -> None:
-        self._board.add_text(tag, markdown, update)
+        if self._board is not None:
+            self._board.add_text(tag, markdown, update)
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        if self._file is not None:
+            self._file.close()
+            self._board.close()

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from xsalt.config import Composed
 from xsalt.fields import key
 from xsalt_cli.front import Script, guard, launch
-from xsalt_cli.ranks import ranked
 
 
 @dataclass
@@ -43,4 +42,4 @@ def _augment(composed: Composed) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return guard(SCRIPT.prog, lambda: launch(SCRIPT, argv, ranked(SCRIPT.prog, _augment)))
+    return guard(SCRIPT.prog, lambda: launch(SCRIPT, argv, _augment))

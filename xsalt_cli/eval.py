@@ -8,7 +8,6 @@ from typing import Any
 
 from xsalt.config import Composed, read_yaml
 from xsalt_cli.front import Script, guard, launch
-from xsalt_cli.ranks import ranked
 
 
 def _run_configuration(positional: Mapping[str, str]) -> Mapping[str, Any]:
@@ -33,4 +32,4 @@ def _evaluate(composed: Composed) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return guard(SCRIPT.prog, lambda: launch(SCRIPT, argv, ranked(SCRIPT.prog, _evaluate)))
+    return guard(SCRIPT.prog, lambda: launch(SCRIPT, argv, _evaluate))

@@ -37,7 +37,7 @@ def tables(folder: Path, in_flight: int) -> None:
     small_spans()
     tokenizer = tiny.make_tokenizer()
     vocabularies = tiny.make_vocabularies(tokenizer)
-    with distributed.first_goes_ahead():
+    with distributed.first_alone():
         data, texts = tiny.make_dataset(tokenizer, folder / "cache"), plain(tokenizer, folder / "cache")
     for name, keys in SETTINGS.items():
         build_table(
@@ -71,7 +71,7 @@ def slow_table(folder: Path, seconds: float) -> None:
 
     build.Parts.write = told  # type: ignore[method-assign]
     tokenizer = tiny.make_tokenizer()
-    with distributed.first_goes_ahead():
+    with distributed.first_alone():
         data = tiny.make_dataset(tokenizer, folder / "cache")
     given = (tiny.make_vocabularies(tokenizer), DistillConfig(temperature=0.1), "lens")
     build_table(
@@ -98,7 +98,7 @@ if __name__ == "__main__":
     function, *arguments = sys.argv[1:]
     if function == "script":
         script(*arguments)
-    with distributed.joined(torch.device("cpu")):
+    with distributed.joined():
         if function == "tables":
             tables(Path(arguments[0]), int(arguments[1]))
         elif function == "slow_table":

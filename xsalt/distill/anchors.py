@@ -157,7 +157,7 @@ def fit_anchors(
         sums = _sum_states(model, texts[language], ids[language], layer, progress)
         kept.write(_key(texts[language], ids[language], layer), sums)
     progress.close()
-    distributed.wait_long()
+    distributed.wait_for_all()
 
     means, rows, seen = {}, {}, {}
     for language in texts:

@@ -144,7 +144,7 @@ def shared_workplace(folder: Path) -> Iterator[Path]:
     """
     with contextlib.ExitStack() as held:
         place = held.enter_context(workplace(folder)) if distributed.is_first() else folder
-        distributed.wait_long()  # another process may have it
+        distributed.wait_for_all()  # another process may have it
         place = folder.parent / distributed.from_first(place.name)
         seen = distributed.from_all(place.is_dir())
         blind = [str(number) for number, sees in enumerate(seen) if not sees]

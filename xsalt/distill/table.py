@@ -212,14 +212,14 @@ def build_table(
             parts = Parts(place, fingerprint, (len(languages), config.k))
             builder = Builder(scorer, dataset, parts, in_flight)
             builder.build_missing()
-        distributed.wait_long()
+        distributed.wait_for_all()
         speed = builder.tokens_per_s()
         if distributed.is_first():
             sizes = {name: len(vocabularies.ids[name]) for name in languages}
             with new_table(folder, len(dataset.ids), languages, config.k, fingerprint, source, place) as table:
                 builder.merge(table, scorer.words_V, sizes, speed)
             shutil.rmtree(place)
-        distributed.wait_long()
+        distributed.wait_for_all()
     say(f"substitutions: scored at {speed:.0f} tokens/s, kept in {folder}")
 
 

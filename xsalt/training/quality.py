@@ -84,8 +84,6 @@ def record_augmentation(
 ) -> None:
     """Writes the file, and the figures by language to TensorBoard, unless the run has them or nothing is augmented.
 
-    All ranks must call this: they make the table of the dev set together. Rank 0 writes.
-
     ``table_of``: makes the substitution table of a data set, for ``eval.chrf``.
     """
     path, options = setup.config.run / QUALITY, setup.config.train
@@ -97,7 +95,7 @@ def record_augmentation(
         dev = setup.read("dev", setup.source)
         nodes = [setup.config.node("augmenter", name) for name in setup.config.augmenters]
         threshold = next((node["threshold"] for node in nodes if "threshold" in node), SwitchConfig().threshold)
-        table = table_of(dev)
+        table = table_of(dev)  # which ranks make together
         for language, figures in chrf_of_dev(setup, table, dev, threshold).items() if distributed.is_first() else ():
             quality["languages"].setdefault(language, {}).update(figures)
     if not distributed.is_first():

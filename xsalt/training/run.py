@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from xsalt.training.resume import Checkpoints
 from xsalt.training.show import show_batch
 from xsalt.training.step import TrainStep
 from xsalt.training.tables import table_of, with_augmentation
-from xsalt.training.trainer import Interrupted, Trainer
+from xsalt.training.trainer import Interrupted, State, Trainer
 
 DEFAULT_VOCABULARY = 8000
 """Pieces of a tokenizer that is trained on the data, for ``pretrained=null`` without ``tokenizer``."""
@@ -43,7 +44,15 @@ def pick_device(name: str) -> torch.device:
     """``auto`` is CUDA where there is one. Raises ``UserError`` if CUDA is asked for and absent."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda: this machine has no CUDA device: use device=cpu or device=auto")
-    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
+    device = torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
+    if device.type == "cuda" and distributed.world_size() > 1:
+        own, there = distributed.local_rank(), torch.cuda.device_count()
+        if own >= there:
+            raise UserError(
+                f"device=cuda: {own + 1} ranks or more on a machine with {there} CUDA devices: start {there}"
+            )
+        torch.cuda.set_device(own)
+    return device
 
 
 def pick_precision(name: str, device: torch.device) -> str:
@@ -95,7 +104,7 @@ class Setup:
                     f"languages: the {split} split of {task.where} has no {language!r}; it has {', '.join(known)}"
                 )
         languages = (*source, *(language for language in targets if language not in source))
-        with distributed.first_goes_ahead():  # it may fill the cache, or put back a checkpoint that was moved aside
+        with distributed.first_alone():  # it may fill the cache, or put back a checkpoint that was moved aside
             pretrained = open_pretrained(train.pretrained, cache) if train.pretrained else None
         setup = cls(
             config,
@@ -144,7 +153,7 @@ class Setup:
 
     def tokenise(self, examples: dict[str, list[Example]]) -> Dataset:
         """The examples as a data set; rank 0 tokenises what isn't in the cache."""
-        with distributed.first_goes_ahead():
+        with distributed.first_alone():
             return tokenise(examples, self.tokenizer, self.config.train.max_length, self.languages, self.cache)
 
     def read(self, split: str, languages: Sequence[str]) -> Dataset:
@@ -217,14 +226,18 @@ def train(config: Composed) -> int:
     if config.train.dry_run:
         describe(setup, trainer)
         return 0
-    checkpoints.claim()
-    state = checkpoints.resume(trainer)
+    if distributed.is_first():
+        checkpoints.claim()
+    with distributed.first_alone():
+        state = checkpoints.resume(trainer)
+    agree(setup, trainer, state)
     record_augmentation(setup, trainer, state, lambda dataset: table_of(setup, dataset))
     give_back_freed_memory()
     try:
         state = trainer.fit(state)
     except Interrupted as interrupted:
         return interrupted.exit_code
+    distributed.wait_for_all()  # rank 0 has written the best weights
     checkpoint = checkpoints.load_best(trainer.step.model)
     evaluate_languages(setup, trainer.step.model, criterions, config.run, state, checkpoint)
     return 0
@@ -289,20 +302,43 @@ def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, 
     optimizer = make_adamw(
         model, lr=lr, weight_decay=optim.weight_decay, betas=(optim.beta1, optim.beta2), eps=optim.eps
     )
-    model.embeddings.word.sparse_gradient = optimizer.takes_sparse()
+    word = model.embeddings.word
+    word.sparse_gradient = optimizer.takes_sparse()
+    step = TrainStep(model, criterions, setup.precision, augmenters)
+    half = torch.bfloat16 if options.distributed.compress == "bf16" else None
+    writes = distributed.is_first() or options.checkpoint.keep == "none"  # the latter keeps weights in memory
     trainer = Trainer(
         config=options,
-        step=TrainStep(model, criterions, setup.precision, augmenters),
+        step=step,
         optimizer=optimizer,
         train=dataset,
         augmenters=augmenters,
         folder=checkpoints.run,
         device=setup.device,
         evaluate=source_score(setup, model, criterions),
-        save=lambda name, state: checkpoints.save(name, model, optimizer, state),
+        save=lambda name, state: checkpoints.save(name, model, optimizer, state) if writes else None,
         show=lambda batch: show_batch(batch, setup.tokenizer),
+        parallel=distributed.replicated(step, word.weight, half),
     )
     return trainer, criterions
+
+
+def agree(setup: Setup, trainer: Trainer, state: State) -> None:
+    """Makes sure that all ranks train the same from the same. Raises ``UserError`` if they don't."""
+    known = {
+        "the configuration": setup.config.hash,
+        "the training set": trainer.train.fingerprint,
+        "the tokenizer": setup.tokenizer.fingerprint,
+        "the active word rows": hashlib.sha256(trainer.step.model.embeddings.word.active_ids.tobytes()).hexdigest(),
+        "the checkpoint to resume from": str(state.update),
+    }
+    for number, theirs in enumerate(distributed.from_all(known)):
+        for name, value in theirs.items():
+            if value != known[name]:
+                raise UserError(
+                    f"rank {distributed.rank()} and rank {number} do not agree on {name}: "
+                    "data, cache and run folder must be the same for all, on a file system that they share"
+                )
 
 
 def freeze(model: Any, parts: Sequence[str]) -> None:

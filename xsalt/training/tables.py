@@ -87,7 +87,7 @@ def table_of(setup: Setup, dataset: Dataset) -> SubstitutionTable:
 def vocabularies_of(setup: Setup) -> LanguageVocabularies:
     """The language vocabularies of a run; rank 0 counts where they aren't in the cache yet."""
     config = setup.config.train.vocabulary
-    with distributed.first_goes_ahead():
+    with distributed.first_alone():
         return build_vocabularies(setup.tokenizer, setup.languages, setup.source, config, setup.cache)
 
 

@@ -11,6 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from xsalt import distributed
 from xsalt.batch import Batch, Layout
 
 MEASURE_S = 0.1
@@ -45,7 +46,10 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 class Window:
-    """What happened since the last logged line: figures of the criterions and augmenters, speed, use of the machine."""
+    """What happened since the last logged line: figures of the criterions and augmenters, speed, use of the machine.
+
+    Each rank counts what it does; ``values`` adds up over ranks.
+    """
 
     def __init__(self, flops: Callable[[Layout], float], device: torch.device, precision: str) -> None:
         """``flops``: those of a training step on a batch of this layout."""
@@ -54,7 +58,9 @@ class Window:
 
     def restart(self) -> None:
         self.figures: dict[str, list[float | Tensor]] = {}
-        self.tokens = self.grid = self.sequences = 0
+        self.tokens = self.grid = self.sequences = self.updates = 0
+        self.most_tokens = 0.0
+        self.traffic = distributed.traffic.copy()
         self.flops = self.waited = self.paused = 0.0
         self.began = time.monotonic()
 
@@ -65,8 +71,19 @@ class Window:
             entry[0] = entry[0] + value  # not in place: it may be somebody's tensor
             entry[1] = entry[1] + count
 
-    def add_update(self, batches: Sequence[Batch], examples: int, waited: float) -> None:
-        """``waited``: seconds until the batches were there."""
+    def add_update(
+        self, batches: Sequence[Batch], examples: int, waited: float, tokens: Sequence[float] | None = None
+    ) -> None:
+        """Counts an update that is done.
+
+        Args:
+            batches: of this rank.
+            examples: of all ranks.
+            waited: seconds until the batches were there.
+            tokens: of each rank, if there are several.
+        """
+        self.updates += 1
+        self.most_tokens += max(tokens) if tokens else sum(batch.layout.tokens for batch in batches)
         self.tokens += sum(batch.layout.tokens for batch in batches)
         self.flops += sum(self.flops_of(batch.layout) for batch in batches)
         self.grid += sum(batch.layout.size * batch.layout.longest for batch in batches)
@@ -74,15 +91,40 @@ class Window:
         self.waited += waited
 
     def values(self) -> dict[str, float]:
-        """Means of the figures, then ``tokens_per_s``, ``pairs_per_s``, ``mfu``, shares of padding and of waiting."""
+        """Means of the figures, then ``tokens_per_s``, ``pairs_per_s``, ``mfu``, shares of padding and of waiting.
+
+        Of several ranks also ``balance`` (tokens of the rank that has most of them, over the mean) and what a rank
+        gives to collectives in an update: ``traffic_mb``, and ``word_traffic_mb`` for the word table (10**6 bytes).
+        All ranks must call it.
+        """
         seconds = max(1e-9, time.monotonic() - self.began - self.paused)
-        figures = {name: (float(total), float(count)) for name, (total, count) in self.figures.items()}
-        values = {name: total / count for name, (total, count) in figures.items() if count}
-        return values | {
-            "padding": 1 - self.tokens / self.grid,
-            "tokens_per_s": self.tokens / seconds,
+        own = {name: (float(total), float(count)) for name, (total, count) in self.figures.items()}
+        ceiling = matrix_product_flops(self.device, self.precision)
+        ranks = distributed.from_all((own, {"tokens": (self.tokens, self.grid), "flops": (self.flops, ceiling)}))
+        figures, work = _summed([own for own, _ in ranks]), _summed([work for _, work in ranks])
+        (tokens, grid), (flops, ceiling) = work["tokens"], work["flops"]
+        values = {name: value / count for name, (value, count) in figures.items() if count}
+        values |= {
+            "padding": 1 - tokens / grid,
+            "tokens_per_s": tokens / seconds,
             "pairs_per_s": self.sequences / seconds,
-            "mfu": self.flops / seconds / matrix_product_flops(self.device, self.precision),
+            "mfu": flops / seconds / ceiling,
             "data_wait": self.waited / seconds,
             "peak_memory_gb": peak_memory_gb(self.device),
         }
+        if len(ranks) > 1:
+            sent = distributed.traffic - self.traffic
+            values["balance"] = self.most_tokens * len(ranks) / tokens
+            values["traffic_mb"] = sent.total() / 1e6 / self.updates
+            values["word_traffic_mb"] = sent["rows"] / 1e6 / self.updates
+        return values
+
+
+def _summed(ranks: Sequence[Mapping[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
+    """(sum, count) figures by name, added up."""
+    total: dict[str, tuple[float, float]] = {}
+    for figures in ranks:
+        for name, (value, count) in figures.items():
+            before = total.get(name, (0.0, 0.0))
+            total[name] = before[0] + value, before[1] + count
+    return total

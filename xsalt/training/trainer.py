@@ -19,7 +19,7 @@ import torch
 from xsalt import distributed
 from xsalt.batch import Batch
 from xsalt.config import TrainConfig
-from xsalt.data.batching import plan_batches
+from xsalt.data.batching import plan_batches, split_update
 from xsalt.data.dataset import Dataset
 from xsalt.errors import UserError
 from xsalt.logging import Progress, RunLog, say
@@ -35,6 +35,9 @@ from xsalt.training.throughput import Window
 
 GIVE_BACK_EVERY = 50
 """Updates after which free memory is returned to the system: its pages cost a moment when they are needed again."""
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+"""Signals that stop a run after the update that is being done."""
 
 STEADY_AFTER = 10
 """Updates left out of the steady-state speed: caches and allocators warm up."""
@@ -75,14 +78,44 @@ class State:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What an update computes with: its micro-batches, and how long they took to come."""
+    """What an update computes with: this rank's part of its micro-batches, and how long they took to come."""
 
-    batches: list[Batch]
+    batches: list[Batch | None]
+    """None where this rank has no example of a micro-batch, as there are more ranks than examples."""
     examples: int
+    """Of all ranks."""
     of_epoch: int
     """Updates of the epoch."""
     began: float
     waited: float
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What ranks tell each other in an update, by one all-reduce.
+
+    Attributes:
+        counts: what each criterion counts, of all micro-batches and ranks.
+        tokens: of each rank.
+        stop: the signal that asked a rank to stop; then all do after this update.
+    """
+
+    counts: dict[str, float]
+    tokens: list[float]
+    stop: int | None
+
+    @classmethod
+    def by_all(cls, counted: Sequence[dict[str, float]], tokens: int, caught: int | None) -> Agreed:
+        """From each rank's own counts (of its micro-batches), tokens and signal."""
+        names, rank, ranks = list(counted[0]), distributed.rank(), distributed.world_size()
+        values = [sum(own[name] for own in counted) for name in names]
+        values += [float(tokens) if number == rank else 0.0 for number in range(ranks)]
+        values += [float(caught == number) for number in STOPPING]
+        values = distributed.sum_over_ranks(values)
+        stops = [number for number, ranks_ in zip(STOPPING, values[-len(STOPPING) :], strict=True) if ranks_]
+        return cls(
+            dict(zip(names, values, strict=False)), values[len(names) : len(names) + ranks], max(stops, default=None)
+        )
 
 
 class Interrupted(Exception):
@@ -101,7 +134,7 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPPING:
             try:
                 self._before[number] = signal.signal(number, self._note)
             except ValueError:  # not in the main thread (a notebook's worker): leave signals alone
@@ -133,6 +166,8 @@ class Trainer:
     """Writes checkpoint ``last`` or ``best``."""
     show: Callable[[Batch], str]
     """An augmented batch as Markdown, for TensorBoard."""
+    parallel: distributed.Alone
+    """``step`` as this rank calls it: where there are several, their gradients are added up."""
 
     def plan(self, epoch: int) -> list[list[np.ndarray]]:
         """The epoch's updates: for each the example numbers of its micro-batches. A function of (seed, epoch) alone."""
@@ -179,9 +214,10 @@ class Trainer:
                     began = time.monotonic()
             advance(state, state.in_epoch == len(epoch))
 
-    def _draw_all(self, todo: tuple[int, Sequence[np.ndarray]], epoch: int, updates: int) -> list[Batch]:
+    def _draw_all(self, todo: tuple[int, Sequence[np.ndarray]], epoch: int, updates: int) -> list[Batch | None]:
         number, micro_batches = todo
-        return [self.draw(indices, epoch, epoch + number / updates) for indices in micro_batches]
+        own = split_update(micro_batches, self.train.lengths, distributed.world_size())[distributed.rank()]
+        return [self.draw(indices, epoch, epoch + number / updates) if len(indices) else None for indices in own]
 
     def fit(self, state: State) -> State:
         """Trains from ``state`` to the end of the run, or until early stopping. Raises ``Interrupted`` after saving."""
@@ -191,7 +227,7 @@ class Trainer:
         with (
             closing(RunLog(self.folder, state.update)) as log,
             closing(shown) as progress,
-            tracing if self.config.profile else nullcontext(lambda: None) as traced,
+            tracing if self.config.profile and distributed.is_first() else nullcontext(lambda: None) as traced,
         ):
             self._loop(state, log, progress, traced)
         return state
@@ -203,22 +239,27 @@ class Trainer:
         give_back_freed_memory()
         window = Window(self.step.flops, self.device, self.step.precision)
         model.train()
-        names = list(self.step.criterions)
         with StopSignals() as stop, closing(self.updates(state, total)) as updates:
             for drawn in updates:
                 counted = [self.step.count(batch) for batch in drawn.batches]
-                counts = distributed.sum_over_ranks([sum(own[name] for own in counted) for name in names])
+                own_batches = [batch for batch in drawn.batches if batch is not None]
+                own_tokens = sum(batch.layout.tokens for batch in own_batches)
+                agreed = Agreed.by_all(counted, own_tokens, stop.caught)
                 losses = []
-                for batch, own in zip(drawn.batches, counted, strict=True):
-                    placed = batch.to(self.device)
-                    set_dropout_key(model, config.seed, state.update, placed)
-                    loss, logged = self.step(placed, dict(zip(names, counts, strict=True)), own)
-                    if loss.requires_grad:  # nothing to predict in this batch, with a frozen encoder
-                        loss.backward()
-                    losses.append(loss.detach())
-                    window.add_figures(logged | batch.log)
+                for number, (batch, own) in enumerate(zip(drawn.batches, counted, strict=True), start=1):
+                    placed = batch and batch.to(self.device)
+                    if placed is not None:
+                        set_dropout_key(model, config.seed, state.update, placed)
+                    with self.parallel.accumulating() if number < len(counted) else nullcontext():
+                        loss, logged = self.parallel(placed, agreed.counts, own)
+                        if loss.requires_grad:  # nothing to predict in this batch, with a frozen encoder
+                            loss.backward()
+                    if batch is not None:
+                        losses.append(loss.detach())
+                        window.add_figures(logged | batch.log)
+                self.parallel.finish()
                 norm = gradient_norm(self.step.parameters())  # here an update waits for the device, and only here
-                self._check(losses, drawn.batches, state)
+                self._check(losses, own_batches, state)
                 lr = float(optim.lr or 0.0) * rate(optim.schedule, state.update, total, optim.warmup)
                 for group in self.optimizer.param_groups:
                     group["lr"] = lr
@@ -229,9 +270,9 @@ class Trainer:
                     state.word_decay *= 1.0 - lr * optim.weight_decay
 
                 state.count(drawn.examples, time.monotonic() - drawn.began)
-                window.add_update(drawn.batches, drawn.examples, drawn.waited)
-                if state.update == 1:
-                    log.text("augment/examples", self.show(drawn.batches[0]), 1)
+                window.add_update(own_batches, drawn.examples, drawn.waited, agreed.tokens)
+                if state.update == 1 and own_batches:
+                    log.text("augment/examples", self.show(own_batches[0]), 1)
                 if state.update % config.log_every == 0 or state.update == total:
                     values = {"lr": lr, "grad_norm": norm} | window.values()
                     log.update(state.update, state.epoch + state.in_epoch / drawn.of_epoch, values)
@@ -250,14 +291,16 @@ class Trainer:
                 if due(state.update, config.checkpoint.every, end_of_epoch) or last or state.stopped_early:
                     self.save("last", advance(state, end_of_epoch))
                 window.paused += time.monotonic() - paused
-                if stop.caught is not None:
+                caught = agreed.stop if distributed.world_size() > 1 else stop.caught
+                if caught is not None:
                     self.save("last", advance(state, end_of_epoch))
                     done = f"saved update {state.update} in {self.folder}"
                     if config.checkpoint.keep != "all":
                         done = f"stopped at update {state.update}; with checkpoint.keep={config.checkpoint.keep} "
                         done += "nothing was saved to resume from"
-                    say(f"{signal.Signals(stop.caught).name}: {done}")
-                    raise Interrupted(stop.caught)
+                    say(f"{signal.Signals(caught).name}: {done}")
+                    distributed.wait_for_all()  # the end of one process ends the others, which may be saving
+                    raise Interrupted(caught)
                 if last or state.stopped_early:
                     break
 
@@ -275,7 +318,7 @@ class Trainer:
         """Evaluates on the source language's dev set, keeps the best weights, and stops early when patience ends."""
         if self.evaluate is None:
             return
-        score = self.evaluate()
+        score = distributed.from_first(self.evaluate())  # the same bits, and so the same decisions, on all ranks
         log.scalar("dev/source", score, state.update)
         say(f"update {state.update}: {'+'.join(self.config.source)} dev accuracy {100 * score:.2f} %")
         if score > state.best:
