@@ -130,7 +130,8 @@ class SumsFolder:
         if content is None:
             return None
         flat = torch.from_numpy(np.frombuffer(content[:-8], dtype="<f4").copy())
-        total_D, sum_VD, count_V = flat.split([width, ids * width, ids])
+        end = width + ids * width
+        total_D, sum_VD, count_V = flat[:width], flat[width:end], flat[end:]
         return Sums(total_D, sum_VD.view(ids, width), count_V, int.from_bytes(content[-8:], "little"))
 
     def _path(self, of: str) -> Path:

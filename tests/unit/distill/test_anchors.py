@@ -153,6 +153,46 @@ def test_a_table_belongs_to_its_texts(
     assert build(made, tokenizer, fewer, dataset, tmp_path, texts=plain(tokenizer, tmp_path)).fingerprint not in prints
 
 
+def test_a_text_is_read_once_for_all_tables_of_a_model_and_again_where_its_sums_are_damaged(
+    model: Make,
+    tokenizer: Tokenizer,
+    vocabularies: LanguageVocabularies,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, texts, read = model(), plain(tokenizer, tmp_path), list[int]()
+    sum_states = anchors_module._sum_states
+
+    def counted(model: Any, data: Dataset, *arguments: Any) -> Any:
+        read.append(id(data))
+        return sum_states(model, data, *arguments)
+
+    monkeypatch.setattr(anchors_module, "_sum_states", counted)
+
+    def fitted(layer: int = LAYER, weights: str = "m") -> list[np.ndarray]:
+        read.clear()
+        with inference(made):
+            found = fit_anchors(made, vocabularies, texts, layer, SumsFolder(tmp_path / "sums", weights))
+        return [rows_VD.numpy() for rows_VD in found.rows_VD.values()]
+
+    first = fitted()
+    assert len(read) == 3
+    np.testing.assert_equal(fitted(), first)
+    assert read == []
+    files = sorted((tmp_path / "sums").iterdir())
+    assert len(files) == 3
+    for file in files[:2]:
+        raw = bytearray(file.read_bytes())
+        raw[7] ^= 1
+        file.write_bytes(raw)
+    np.testing.assert_equal(fitted(), first)
+    assert len(read) == 2
+    fitted(LAYER - 1)
+    assert len(read) == 3
+    fitted(weights="others")
+    assert len(read) == 3
+
+
 def test_text_without_a_piece_of_the_source_vocabulary_holds_nothing_back(
     model: Make, tokenizer: Tokenizer, vocabularies: LanguageVocabularies, tmp_path: Path
 ) -> None:
