@@ -293,7 +293,7 @@ class Trainer:
                 window.paused += time.monotonic() - paused
                 caught = agreed.stop if distributed.world_size() > 1 else stop.caught
                 if caught is not None:
-                    self.save("last", advance(state, end_of_epoch))
+                    self.save("last", advance(state, state.in_epoch == drawn.of_epoch))  # it may have advanced already
                     done = f"saved update {state.update} in {self.folder}"
                     if config.checkpoint.keep != "all":
                         done = f"stopped at update {state.update}; with checkpoint.keep={config.checkpoint.keep} "
