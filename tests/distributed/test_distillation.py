@@ -53,7 +53,7 @@ def test_tables_of_several_ranks_are_those_of_one_process(ranks: int, alone: Pat
 def test_of_a_killed_rank_only_the_unfinished_spans_are_scored_again(alone: Path, tmp_path: Path) -> None:
     starts: list[list[str]] = []
     scored: list[tuple[str, str]] = []
-    with start(2, "slow_table", tmp_path, 0.1, flags=("--max-restarts=1",)) as process:
+    with start(2, "halting_table", tmp_path, flags=("--max-restarts=1",)) as process:
         assert process.stdout is not None and process.stderr is not None
         for line in process.stdout:
             kind, *words = line.split()

@@ -56,18 +56,22 @@ def tables(folder: Path, in_flight: int) -> None:
         )
 
 
-def slow_table(folder: Path, seconds: float) -> None:
-    """A table whose spans take so long; each rank says its process, the parts that are there, and what it scored."""
+def halting_table(folder: Path) -> None:
+    """A table; each rank says its process, the parts that are there, and what it scored. Before it was started again,
+    rank 1 halts after two spans, to be killed."""
     small_spans()
-    write = build.Parts.write
+    write, first_start = build.Parts.write, os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
     there = [part.stem for part in folder.glob(".lens-parts/*.part")]
     print("start", distributed.rank(), os.getpid(), *there, flush=True)
     distributed.wait_for_all()
+    written = []
 
     def told(self: Any, span: int, *arrays: Any) -> None:
-        time.sleep(seconds)
         write(self, span, *arrays)
         print("span", span, distributed.rank(), flush=True)
+        written.append(span)
+        if first_start and distributed.rank() == 1 and len(written) == 2:
+            time.sleep(600)
 
     build.Parts.write = told  # type: ignore[method-assign]
     tokenizer = tiny.make_tokenizer()
@@ -101,7 +105,7 @@ if __name__ == "__main__":
     with distributed.joined():
         if function == "tables":
             tables(Path(arguments[0]), int(arguments[1]))
-        elif function == "slow_table":
-            slow_table(Path(arguments[0]), float(arguments[1]))
+        elif function == "halting_table":
+            halting_table(Path(arguments[0]))
         else:
             scripts(*arguments)
