@@ -6,6 +6,7 @@ makes them a group: gloo for what is on the CPU, nccl for what is on CUDA.
 
 from __future__ import annotations
 
+import heapq
 import os
 import time
 import uuid
@@ -25,7 +26,7 @@ from xsalt.errors import UserError
 
 Value = TypeVar("Value")
 
-PATIENCE = timedelta(hours=4)
+PATIENCE = timedelta(days=1)
 """How long a rank waits for the others: they may be preparing data. One that has died is noticed at once."""
 FAILED = "xsalt/failed"
 """Key in the group's store under which the first rank that fails leaves its number."""
@@ -123,6 +124,23 @@ def first_alone() -> Iterator[None]:
     yield
     if is_first():
         wait_for_all()
+
+
+def my_share(weights: Sequence[int]) -> list[int]:
+    """Numbers of the pieces of work that are this rank's, in order: each is one rank's, with weights as even as can be.
+
+    The heaviest goes first, each to the rank that has least (Graham 1969). Without a group all pieces are ours.
+    """
+    if not _joined():
+        return list(range(len(weights)))
+    loads = [(0, number) for number in range(world_size())]
+    mine = []
+    for piece in sorted(range(len(weights)), key=lambda piece: -weights[piece]):
+        load, number = heapq.heappop(loads)
+        heapq.heappush(loads, (load + weights[piece], number))
+        if number == rank():
+            mine.append(piece)
+    return sorted(mine)
 
 
 def sum_over_ranks(values: Sequence[float]) -> list[float]:

@@ -104,7 +104,8 @@ class Setup:
                     f"languages: the {split} split of {task.where} has no {language!r}; it has {', '.join(known)}"
                 )
         languages = (*source, *(language for language in targets if language not in source))
-        pretrained = open_pretrained(train.pretrained, cache) if train.pretrained else None
+        with distributed.first_alone():  # it may fill the cache, or put back a checkpoint that was moved aside
+            pretrained = open_pretrained(train.pretrained, cache) if train.pretrained else None
         setup = cls(
             config,
             task,
@@ -151,7 +152,9 @@ class Setup:
             say(f"  {message}")
 
     def tokenise(self, examples: dict[str, list[Example]]) -> Dataset:
-        return tokenise(examples, self.tokenizer, self.config.train.max_length, self.languages, self.cache)
+        """The examples as a data set; rank 0 tokenises what isn't in the cache."""
+        with distributed.first_alone():
+            return tokenise(examples, self.tokenizer, self.config.train.max_length, self.languages, self.cache)
 
     def read(self, split: str, languages: Sequence[str]) -> Dataset:
         """A split in some languages, tokenised."""
@@ -272,8 +275,7 @@ def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, 
     examples = setup.read_train()
     if not any(examples.values()):
         raise UserError(f"{setup.task.where}: no training examples")
-    with distributed.first_alone():
-        dataset = setup.tokenise(examples)
+    dataset = setup.tokenise(examples)
     del examples
     setup.forget_train()
     classes = {name: component_class(REGISTRIES["criterion"], name) for name in config.criterions}
