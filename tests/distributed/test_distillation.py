@@ -65,8 +65,9 @@ def test_of_a_killed_rank_only_the_unfinished_spans_are_scored_again(alone: Path
                 (pid,) = (int(words[1]) for words in starts if words[0] == "1")
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        assert process.wait(timeout=240) == 0, process.stderr.read()
-    assert len(starts) == 4
+        said = process.stderr.read()
+        assert process.wait(timeout=240) == 0, said
+    assert len(starts) == 4, f"{starts} {scored}\n{said}"
     there = set(starts[2][2:])
     assert 2 <= len(there) < 9
     assert len(scored) <= 9  # what a rank wrote is never scored again

@@ -56,19 +56,24 @@ def tables(folder: Path, in_flight: int) -> None:
         )
 
 
+def tell(*words: object) -> None:
+    """A line on stdout, in one piece: ``print`` may write word by word, and ranks share the pipe."""
+    os.write(1, f"{' '.join(map(str, words))}\n".encode())
+
+
 def halting_table(folder: Path) -> None:
     """A table; each rank says its process, the parts that are there, and what it scored. Before it was started again,
     rank 1 halts after two spans, to be killed."""
     small_spans()
     write, first_start = build.Parts.write, os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
     there = [part.stem for part in folder.glob(".lens-parts/*.part")]
-    print("start", distributed.rank(), os.getpid(), *there, flush=True)
+    tell("start", distributed.rank(), os.getpid(), *there)
     distributed.wait_for_all()
     written = []
 
     def told(self: Any, span: int, *arrays: Any) -> None:
         write(self, span, *arrays)
-        print("span", span, distributed.rank(), flush=True)
+        tell("span", span, distributed.rank())
         written.append(span)
         if first_start and distributed.rank() == 1 and len(written) == 2:
             time.sleep(600)
