@@ -402,6 +402,23 @@ def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
     return split
 
 
+@contextmanager
+def put_together(model: nn.Module) -> Iterator[bool]:
+    """Within, every rank holds all weights of a model that is split over ranks: each may compute with it as often
+    as it likes. All must come here. Gives whether the model is split.
+    """
+    split: list[Any] = [module for module in model.modules() if hasattr(module, "set_reshard_after_forward")]
+    for module in split:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield bool(split)
+    finally:
+        for module in split:
+            module.set_reshard_after_forward(True, recurse=False)
+            module.reshard()
+
+
 def parallel(
     step: nn.Module, table: nn.Parameter | None, dtype: torch.dtype | None = None, encoder: nn.Module | None = None
 ) -> Alone:

@@ -22,6 +22,7 @@ import torch
 from tests.tiny import LISTS, TINY
 from xsalt import distributed
 from xsalt.nn.dropout import set_dropout_key
+from xsalt.nn.inference import inference
 from xsalt.training.resume import Checkpoints
 from xsalt.training.run import Setup, prepare
 from xsalt.training.trainer import Agreed, State, advance
@@ -158,6 +159,10 @@ def updates(data: Path, run: Path, *keys: str) -> dict[str, np.ndarray]:
     weights = dict(trainer.step.model.named_parameters())
     before = {f"before/{name}": distributed.whole(value.detach()).clone().numpy() for name, value in weights.items()}
     state = trainer.fit(State())
+    model, batch = trainer.step.model, trainer.train.batch(np.arange(8))
+    with inference(model):  # ranks have shares of their own to evaluate, not the same number of batches
+        for _ in range(distributed.rank() + 1):
+            logits_BC = model.classify(model.encode(model.embed(batch), batch.layout), batch.layout)
     after = {f"after/{name}": distributed.whole(value.detach()).clone().numpy() for name, value in weights.items()}
     moments = {
         f"{key}/{name}": distributed.whole(trainer.optimizer.state[value][key]).numpy()
@@ -165,7 +170,7 @@ def updates(data: Path, run: Path, *keys: str) -> dict[str, np.ndarray]:
         for key in ("exp_avg", "exp_avg_sq")
         if key in trainer.optimizer.state[value]
     }
-    return before | after | moments | {"best": np.array([state.best, state.best_update])}
+    return before | after | moments | {"best": np.array([state.best, state.best_update]), "logits": logits_BC.numpy()}
 
 
 TRAINED = [f"max_updates={UPDATES}", "log_every=25", "eval.every=25", "optim.lr=1e-3"]
