@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from tests.tiny import LISTS, TINY
-from xsalt import distributed
+from xsalt import distributed, parallel
 from xsalt.nn.dropout import set_dropout_key
 from xsalt.nn.inference import inference
 from xsalt.training.resume import Checkpoints
@@ -88,7 +88,7 @@ def prepared(data: Path, run: Path, *keys: str, joined: bool = True) -> Any:
     checkpoints.tokenizer, checkpoints.labels = setup.tokenizer, tuple(setup.task.labels)
     with pytest.MonkeyPatch.context() as patch:
         if not joined:
-            patch.setattr(distributed, "parallel", lambda step, *_: distributed.Alone(step))
+            patch.setattr(parallel, "in_parallel", lambda step, *_: parallel.Alone(step))
         trainer, _ = prepare(setup, checkpoints)
     run.mkdir(exist_ok=True)
     return trainer
@@ -132,7 +132,7 @@ def gradients(data: Path, run: Path, *keys: str) -> dict[str, np.ndarray]:
     model = trainer.step.model.double()
     model.train()
     encoder = model.encoder if trainer.config.distributed.engine == "fsdp" else None
-    parallel = distributed.parallel(trainer.step, model.embeddings.word.weight, None, encoder)  # anew, in float64
+    joined_step = parallel.in_parallel(trainer.step, model.embeddings.word.weight, None, encoder)  # anew, in float64
     drawn = next(trainer.updates(State(), 1))
     counted = [trainer.step.count(batch) for batch in drawn.batches]
     agreed = Agreed.by_all(counted, 1, None)
@@ -140,13 +140,13 @@ def gradients(data: Path, run: Path, *keys: str) -> dict[str, np.ndarray]:
         if batch is not None:
             batch = batch.with_(mix=batch.mix and replace(batch.mix, r=batch.mix.r.double()))
             set_dropout_key(model, 1, 0, batch)
-        with parallel.accumulating() if number + 1 < len(counted) else nullcontext():
-            loss, _ = parallel(batch, agreed.counts, own)
+        with joined_step.accumulating() if number + 1 < len(counted) else nullcontext():
+            loss, _ = joined_step(batch, agreed.counts, own)
             if loss.requires_grad:
                 loss.backward()
-    parallel.finish()
+    joined_step.finish()
     found = {
-        name: (p.grad.to_dense() if p.grad.is_sparse else distributed.whole(p.grad)).numpy()
+        name: (p.grad.to_dense() if p.grad.is_sparse else parallel.whole(p.grad)).numpy()
         for name, p in model.named_parameters()
         if p.grad is not None
     }
@@ -157,15 +157,15 @@ def updates(data: Path, run: Path, *keys: str) -> dict[str, np.ndarray]:
     """Weights before and after 50 updates in float32, with dropout."""
     trainer = prepared(data, run, *keys)
     weights = dict(trainer.step.model.named_parameters())
-    before = {f"before/{name}": distributed.whole(value.detach()).clone().numpy() for name, value in weights.items()}
+    before = {f"before/{name}": parallel.whole(value.detach()).clone().numpy() for name, value in weights.items()}
     state = trainer.fit(State())
     model, batch = trainer.step.model, trainer.train.batch(np.arange(8))
     with inference(model):  # ranks have shares of their own to evaluate, not the same number of batches
         for _ in range(distributed.rank() + 1):
             logits_BC = model.classify(model.encode(model.embed(batch), batch.layout), batch.layout)
-    after = {f"after/{name}": distributed.whole(value.detach()).clone().numpy() for name, value in weights.items()}
+    after = {f"after/{name}": parallel.whole(value.detach()).clone().numpy() for name, value in weights.items()}
     moments = {
-        f"{key}/{name}": distributed.whole(trainer.optimizer.state[value][key]).numpy()
+        f"{key}/{name}": parallel.whole(trainer.optimizer.state[value][key]).numpy()
         for name, value in weights.items()
         for key in ("exp_avg", "exp_avg_sq")
         if key in trainer.optimizer.state[value]

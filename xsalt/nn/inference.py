@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from xsalt.distributed import put_together
 from xsalt.kernels.layer import weights_stay
 from xsalt.memory import give_back_freed_memory, keep_freed_memory
+from xsalt.parallel import put_together
 
 
 @contextmanager
