@@ -74,7 +74,7 @@ def work(folder: Path, data: Path) -> None:
     """All of ``WORK``, one after the other."""
     ranks, rank = distributed.world_size(), distributed.rank()
     for name, (does, keys) in WORK.items():
-        if name.endswith("fsdp") and ranks != 3:  # one number that divides few sizes is enough, and one process has all
+        if ranks not in RANKS.get(name, (ranks,)):
             continue
         np.savez(folder / f"{name}-{ranks}-{rank}.npz", **does(data, folder / f"run-{name}-{ranks}", *keys))
 
@@ -173,6 +173,8 @@ def updates(data: Path, run: Path, *keys: str) -> dict[str, np.ndarray]:
     return before | after | moments | {"best": np.array([state.best, state.best_update]), "logits": logits_BC.numpy()}
 
 
+RANKS = {"little": (1, 4), "updates": (1, 2, 4), "gradients-fsdp": (3,), "updates-fsdp": (3,)}
+"""Where not all numbers of ranks are needed. FSDP's divides few sizes, and one process has nothing to split."""
 TRAINED = [f"max_updates={UPDATES}", "log_every=25", "eval.every=25", "optim.lr=1e-3"]
 WORK: dict[str, tuple[Any, list[str]]] = {
     "draws": (draws, []),
