@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from xsalt import distributed, kernels
+from xsalt import distributed, kernels, parallel
 from xsalt.config import Composed, cache_dir, component_class, component_config
 from xsalt.data.dataset import Dataset, Example, tokenise
 from xsalt.errors import UserError
@@ -303,7 +303,7 @@ def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, 
     step = TrainStep(model, criterions, setup.precision, augmenters)
     half = torch.bfloat16 if options.distributed.compress == "bf16" else None
     sharded = model.encoder if options.distributed.engine == "fsdp" else None
-    parallel = distributed.parallel(step, word.weight, half, sharded)
+    joined_step = parallel.in_parallel(step, word.weight, half, sharded)
     optimizer = make_adamw(
         model, lr=lr, weight_decay=optim.weight_decay, betas=(optim.beta1, optim.beta2), eps=optim.eps
     )
@@ -329,7 +329,7 @@ def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, 
         evaluate=source_score(setup, model, criterions),
         save=save,
         show=lambda batch: show_batch(batch, setup.tokenizer),
-        parallel=parallel,
+        parallel=joined_step,
     )
     return trainer, criterions
 
