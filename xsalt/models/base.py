@@ -174,6 +174,13 @@ class EncoderModel(nn.Module):
         table = Parts((word.vocab_size, word.width), word.weight.dtype, word.export_parts)
         return {WORD_TABLE: table, **self._other_state()}
 
+    def snapshot(self) -> dict[str, Tensor | Parts]:
+        """``saved_state`` as of now, for another thread to write while training goes on: what is trained is copied."""
+        word = self.embeddings.word
+        table = Parts((word.vocab_size, word.width), word.weight.dtype, word.snapshot())
+        others = {name: value.detach() for name, value in self.state_dict().items() if name != WORD_TABLE}
+        return {WORD_TABLE: table, **{name: value.to("cpu", copy=True) for name, value in others.items()}}
+
     def _other_state(self) -> dict[str, Tensor]:
         return {name: value.detach().cpu() for name, value in self.state_dict().items() if name != WORD_TABLE}
 

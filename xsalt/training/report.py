@@ -16,11 +16,11 @@ from xsalt.evaluation.evaluate import (
     write_predictions,
     write_results,
 )
-from xsalt.logging import Progress, RunLog, say
+from xsalt.logging import Board, Progress, say
 
 if TYPE_CHECKING:
     from xsalt.training.run import Setup
-    from xsalt.training.trainer import State
+    from xsalt.training.state import State
 
 
 def evaluate_languages(
@@ -83,10 +83,11 @@ def evaluate_languages(
             "examples": state.examples,
             "wall_s": round(state.wall_s, 3),
             "pairs_per_s": round(state.steady_examples / state.steady_s, 3) if state.steady_s else None,
+            "skipped_updates": state.skipped_updates,
             "best_update": state.best_update,
             "best_score": state.best if math.isfinite(state.best) else None,
         }
-        log = RunLog(folder, state.update)
+        log = Board(folder)
         for language, row in found.items():
             log.scalar(f"{split}/accuracy/{language}", row.accuracy, state.update)
         if found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,17 @@ from xsalt.optim.adamw import make_adamw
 from xsalt.protocols import Needs
 from xsalt.registry import REGISTRIES
 from xsalt.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from xsalt.training.health import warn_at_chance
+from xsalt.training.lock import locked
 from xsalt.training.quality import record_augmentation
 from xsalt.training.report import evaluate_languages
 from xsalt.training.resume import Checkpoints
+from xsalt.training.saving import written
 from xsalt.training.show import show_batch
+from xsalt.training.signals import Interrupted
 from xsalt.training.step import TrainStep
 from xsalt.training.tables import table_of, with_augmentation
-from xsalt.training.trainer import Interrupted, Trainer
+from xsalt.training.trainer import Trainer
 
 DEFAULT_VOCABULARY = 8000
 """Pieces of a tokenizer that is trained on the data, for ``pretrained=null`` without ``tokenizer``."""
@@ -204,16 +209,29 @@ _no_tokenizer: Any = None
 def train(config: Composed) -> int:
     """Trains, evaluates every language, and leaves a run folder. Returns the exit code."""
     checkpoints = Checkpoints(config.run, config)
-    if not config.train.dry_run and checkpoints.finished():
+    if config.train.dry_run:
+        setup, trainer, _ = opened(config, checkpoints)
+        describe(setup, trainer)
+        return 0
+    if checkpoints.finished():
         say(f"{config.run}: this run is finished; its results are in {config.run / 'results.json'}")
         return 0
+    with locked(config.run) if distributed.is_first() else nullcontext():
+        setup, trainer, criterions = opened(config, checkpoints)
+        with written(config.run):
+            return fit(setup, trainer, criterions, checkpoints)
+
+
+def opened(config: Composed, checkpoints: Checkpoints) -> tuple[Setup, Trainer, dict[str, Any]]:
+    """Data, model and all that the loop works with; nothing of the run is written yet."""
     setup = Setup.open(config)
     torch.manual_seed(config.train.seed)
     checkpoints.tokenizer, checkpoints.labels = setup.tokenizer, tuple(setup.task.labels)
-    trainer, criterions = prepare(setup, checkpoints)
-    if config.train.dry_run:
-        describe(setup, trainer)
-        return 0
+    return setup, *prepare(setup, checkpoints)
+
+
+def fit(setup: Setup, trainer: Trainer, criterions: dict[str, Any], checkpoints: Checkpoints) -> int:
+    """The run itself, from where it is. Returns the exit code."""
     checkpoints.claim()
     state = checkpoints.resume(trainer)
     record_augmentation(setup, trainer, state, lambda dataset: table_of(setup, dataset))
@@ -221,9 +239,13 @@ def train(config: Composed) -> int:
     try:
         state = trainer.fit(state)
     except Interrupted as interrupted:
+        checkpoints.finish()
+        say(str(interrupted))
         return interrupted.exit_code
-    checkpoint = checkpoints.load_best(trainer.step.model)
-    evaluate_languages(setup, trainer.step.model, criterions, config.run, state, checkpoint)
+    finally:
+        checkpoints.finish()
+    checkpoint = checkpoints.load_best(trainer.step.model, state)
+    evaluate_languages(setup, trainer.step.model, criterions, checkpoints.run, state, checkpoint)
     return 0
 
 
@@ -296,7 +318,8 @@ def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, 
         folder=checkpoints.run,
         device=setup.device,
         evaluate=source_score(setup, model, criterions),
-        save=lambda name, state: checkpoints.save(name, model, optimizer, state),
+        save=lambda names, state: checkpoints.save(names, model, optimizer, state),
+        check=checkpoints.check,
         show=lambda batch: show_batch(batch, setup.tokenizer),
     )
     return trainer, criterions
@@ -320,7 +343,12 @@ def source_score(setup: Setup, model: Any, criterions: dict[str, Any]) -> Any:
         return None
     dataset = setup.read("dev", languages)
     if setup.task.labels and any(getattr(criterion, "needs_labels", False) for criterion in criterions.values()):
-        return lambda: accuracy_of_labels(model, dataset, setup.precision, setup.device).accuracy
+
+        def score() -> float:
+            found = accuracy_of_labels(model, dataset, setup.precision, setup.device)
+            return warn_at_chance(found.accuracy, found.n, dataset.label)
+
+        return score
     criterion = next(iter(criterions.values()))
     if not getattr(criterion, "scores", True):
         say("the criterion predicts nothing in evaluation: the last checkpoint is kept")

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +59,20 @@ class Window:
         self.flops = self.waited = self.paused = 0.0
         self.began = time.monotonic()
 
+    def as_dict(self) -> dict[str, Any]:
+        """What happened so far, for a checkpoint: the line that a resumed run logs next is of the whole window."""
+        own = {name: getattr(self, name) for name in ("tokens", "grid", "sequences", "flops", "waited", "paused")}
+        figures = {name: [float(total), float(count)] for name, (total, count) in self.figures.items()}
+        return {**own, "figures": figures, "seconds": time.monotonic() - self.began}
+
+    def restore(self, stored: Mapping[str, Any]) -> None:
+        """The reverse of ``as_dict``; nothing stored is an empty window."""
+        for name, value in stored.items():
+            if name == "seconds":
+                self.began = time.monotonic() - value
+            else:
+                setattr(self, name, value)
+
     def add_figures(self, more: Mapping[str, tuple[float | Tensor, float | Tensor]]) -> None:
         """Adds (sum, count) figures by name; tensors are not read before ``values``."""
         for name, (value, count) in more.items():
@@ -79,7 +94,7 @@ class Window:
         figures = {name: (float(total), float(count)) for name, (total, count) in self.figures.items()}
         values = {name: total / count for name, (total, count) in figures.items() if count}
         return values | {
-            "padding": 1 - self.tokens / self.grid,
+            "padding": 1 - self.tokens / max(1, self.grid),
             "tokens_per_s": self.tokens / seconds,
             "pairs_per_s": self.sequences / seconds,
             "mfu": self.flops / seconds / matrix_product_flops(self.device, self.precision),

@@ -8,7 +8,8 @@ import pytest
 
 from tests.unit.augmenters.test_purity import Found, by_sequence
 from tests.unit.training.test_step import configuration, trainer
-from xsalt.training.trainer import State, Trainer
+from xsalt.training.state import State
+from xsalt.training.trainer import Trainer
 
 SALT = ["--augmenter", "codeswitch,mixup", "--criterion", "cross_entropy,consistency", "distill.layer=0", "distill.k=3"]
 OPTIONS = {
