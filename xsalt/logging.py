@@ -56,7 +56,15 @@ class Board:
         from torch.utils.tensorboard import SummaryWriter
 
         self._hook, threading.excepthook = threading.excepthook, self._told_later
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_from)
+        place = folder / "tensorboard"
+        before = set(place.glob("events.*"))
+        self._board = SummaryWriter(str(place), purge_step=purge_from)
+        own = set(place.glob("events.*")) - before
+        if own and before and min(own) < max(before):  # read in the order of their names: second, host, process, number
+            self._board.close()
+            min(own).unlink()
+            time.sleep(1.0 - time.time() % 1.0)
+            self._board = SummaryWriter(str(place), purge_step=purge_from)
 
     def _told_later(self, args: threading.ExceptHookArgs) -> None:
         """TensorBoard's own thread dies of a full disk with a traceback; the next call here raises the same error."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -33,7 +32,7 @@ from xsalt.evaluation.evaluate import write_text
 from xsalt.logging import say
 from xsalt.models.auto import save_model
 from xsalt.optim.adamw import load_state_tensors, state_tensors
-from xsalt.training.saving import Writer
+from xsalt.training.saving import Writer, is_gone
 from xsalt.training.state import State
 
 if TYPE_CHECKING:
@@ -87,6 +86,9 @@ class Checkpoints:
         try:
             if self.config.train.resume == "never":
                 self._clear()
+            recover(self.folder / "last")
+            for left in (path for kind in ("new", "gone") for path in self.folder.glob(f".*.{kind}")):
+                shutil.rmtree(left)  # what a kill left of a save
             write_text(self.run / "config.yaml", to_yaml(self.config.resolved))
         except OSError as error:
             raise UserError(f"run={self.run}: cannot be written: {error.strerror}: choose another folder") from error
@@ -98,13 +100,11 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises the error of a checkpoint that could not be written meanwhile."""
-        with self._kept():
-            self._writer.check()
+        self._writer.check()
 
     def finish(self) -> None:
         """Returns when everything is written."""
-        with self._kept():
-            self._writer.wait()
+        self._writer.wait()
 
     def _earlier(self) -> list[Path]:
         """The checkpoints before ``last`` that are kept, the newest first."""
@@ -181,7 +181,7 @@ class Checkpoints:
         if not best.exists() or self.config.train.checkpoint.keep == "none":
             return False
         verify(best)
-        with self._kept(), atomic_folder(self.folder / "best") as new:
+        with atomic_folder(self.folder / "best") as new:
             shutil.copytree(best, new, dirs_exist_ok=True)
         return True
 
@@ -197,15 +197,14 @@ class Checkpoints:
         names = [name for name in names if options.keep == "all" or (options.keep, name) == ("best", "best")]
         if not names or not distributed.is_first():
             return
-        with self._kept():
-            self._writer.wait()  # before the copy: there is one at a time
-            stored = state.as_dict() | {
-                "active_rows": len(model.embeddings.word.active_ids),
-                "config_hash": self.config.hash,
-            }
-            parameters = {id(parameter): key for key, parameter in model.named_parameters()}
-            moments = state_tensors(optimizer, parameters) if "last" in names else {}
-            self._writer.submit(partial(self._write, names, model, model.snapshot(), moments, stored))
+        self._writer.wait()  # before the copy: there is one at a time
+        stored = state.as_dict() | {
+            "active_rows": len(model.embeddings.word.active_ids),
+            "config_hash": self.config.hash,
+        }
+        parameters = {id(parameter): key for key, parameter in model.named_parameters()}
+        moments = state_tensors(optimizer, parameters) if "last" in names else {}
+        self._writer.submit(partial(self._write, names, model, model.snapshot(), moments, stored))
 
     def _write(
         self,
@@ -215,8 +214,8 @@ class Checkpoints:
         moments: Mapping[str, Tensor],
         state: Mapping[str, Any],
     ) -> None:
-        if not (self.run / "config.yaml").exists():
-            raise UserError(f"{self.run}: the run folder is gone, nothing can be saved: bring it back, or start over")
+        if is_gone(self.run):  # it would be made again, without its beginning
+            raise FileNotFoundError(self.run)
         texts = {"run.yaml": to_yaml(self.config.resolved)}
         for name in names:
             last = name == "last"
@@ -240,17 +239,6 @@ class Checkpoints:
         if self.config.train.checkpoint.keep_last == 1 or not last.exists():
             return None
         return self.folder / f"update-{int(read_json(last / STATE)['update'])}"
-
-    @contextmanager
-    def _kept(self) -> Iterator[None]:
-        """What the system refuses to write is one line for the user."""
-        try:
-            yield
-        except OSError as error:
-            where = error.filename or self.folder
-            raise UserError(
-                f"{where}: cannot be written: {error.strerror}: the checkpoint before it is kept"
-            ) from error
 
     def load_best(self, model: Any, state: State) -> str:
         """Puts the best weights into the model (the last ones if none were chosen); returns the checkpoint's name."""

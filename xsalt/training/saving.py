@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,10 +53,17 @@ class Writer:
 
 @contextmanager
 def written(folder: Path) -> Iterator[None]:
-    """A full disk, a read-only or vanished folder inside the block is one line for the user."""
+    """A full disk, a read-only or vanished folder inside the block is one line for the user, of this run folder."""
     try:
         yield
     except OSError as error:
-        where = error.filename or folder
+        if is_gone(folder):
+            raise UserError(f"{folder}: the run folder is gone, nothing can be saved: bring it back") from error
+        where = os.fsdecode(error.filename) if error.filename else folder
         reason = error.strerror or str(error)
         raise UserError(f"{where}: {reason}: what was saved before is kept, run again when that is repaired") from error
+
+
+def is_gone(folder: Path) -> bool:
+    """Whether a run folder is no longer what it was made as."""
+    return not (folder / "config.yaml").exists()
