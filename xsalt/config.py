@@ -28,6 +28,7 @@ __all__ = [
     "CheckpointConfig",
     "Composed",
     "DataConfig",
+    "DistributedConfig",
     "EvalConfig",
     "OptimConfig",
     "TrainConfig",
@@ -131,6 +132,18 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class DistributedConfig:
+    """What the ranks that ``torchrun`` starts tell each other (keys ``distributed.*``); without it they do nothing."""
+
+    compress: str = key(
+        "none",
+        "send gradients as they are, or rounded to bf16: half the traffic, sums of three digits",
+        choices=("none", "bf16"),
+        hashed=False,
+    )
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Every key of a run that belongs to no component."""
 
@@ -182,6 +195,7 @@ class TrainConfig:
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
     vocabulary: VocabularyConfig = dataclasses.field(default_factory=VocabularyConfig)
     distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)
 

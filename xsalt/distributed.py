@@ -1,33 +1,55 @@
 """The only file that imports ``torch.distributed``: ranks, and what they tell each other. Without a group there is one.
 
-``torchrun`` starts the ranks and names them in the environment (``RANK``, ``LOCAL_RANK``, ``WORLD_SIZE``); ``start``
-joins them, gloo on the CPU and nccl on CUDA.
+``torchrun`` starts the ranks and names them in the environment (``RANK``, ``LOCAL_RANK``, ``WORLD_SIZE``); ``joined``
+makes them a group: gloo for what is on the CPU, nccl for what is on CUDA.
 """
 
 from __future__ import annotations
 
 import os
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TypeVar
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 Value = TypeVar("Value")
 
+PATIENCE = timedelta(hours=4)
+"""How long a rank waits for the others: they may be preparing data. One that has died is noticed at once."""
+FAILED = "xsalt/failed"
+"""Key in the group's store under which the first rank that fails leaves its number."""
+
+traffic: Counter[str] = Counter()
+"""Bytes that this rank has given to collectives so far, by what they are: ``gradients``, ``rows``, ``counts``."""
+_store: Any = None
+
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
-    """Within, this process is one rank of the group that ``torchrun`` started; alone it is the only one."""
+def joined() -> Iterator[None]:
+    """Within, this process is one rank of the group that ``torchrun`` started; alone it is the only one.
+
+    An error leaves the group as it is: the others notice when this process ends.
+    """
+    global _store
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _joined():
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    _store, own, ranks = next(iter(rendezvous("env://", timeout=PATIENCE)))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=PrefixStore("group", _store), rank=own, world_size=ranks, timeout=PATIENCE)
+    yield
+    dist.destroy_process_group()
+    _store = None
 
 
 def _joined() -> bool:
@@ -57,7 +79,17 @@ def is_first() -> bool:
 def wait_for_all() -> None:
     """Returns when every rank has come here."""
     if _joined():
-        dist.barrier()
+        dist.all_reduce(torch.zeros(1))  # a barrier of gloo, whatever else there is
+
+
+@contextmanager
+def first_alone() -> Iterator[None]:
+    """The block runs on rank 0 first, then on all others: what it makes (files of a cache) they find."""
+    if not is_first():
+        wait_for_all()
+    yield
+    if is_first():
+        wait_for_all()
 
 
 def sum_over_ranks(values: Sequence[float]) -> list[float]:
@@ -91,8 +123,151 @@ def from_all(value: Value) -> list[Value]:
 def _reduced(values: Sequence[float], operation: dist.ReduceOp.RedOpType) -> list[float]:
     if not _joined():
         return list(values)
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    tensor = torch.tensor(values, dtype=torch.float64)
+    traffic["counts"] += tensor.nbytes
     dist.all_reduce(tensor, operation)
     result: list[float] = tensor.tolist()
     return result
+
+
+def fails_first() -> bool:
+    """Told by a rank that fails: whether it is the first. The others then have nothing to say, and end too."""
+    if _store is None:
+        return True
+    try:
+        return bool(_store.compare_set(FAILED, "", str(rank())) == str(rank()).encode())
+    except RuntimeError:  # the store's own process has ended
+        return True
+
+
+def is_lost_contact(error: BaseException) -> bool:
+    """Whether the error only says that another rank has ended (or that the network has)."""
+    text = str(error)
+    return _joined() and (isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text)
+
+
+def another_failed(wait_s: float = 3.0) -> bool:
+    """Whether a rank has said why it failed; waits for that a little."""
+    end = time.monotonic() + wait_s
+    while _store is not None and time.monotonic() < end:
+        try:
+            if _store.check([FAILED]):
+                return True
+        except RuntimeError:
+            return False
+        time.sleep(0.05)
+    return False
+
+
+class Alone:
+    """A training step of which this process is the only one. ``Replicas`` offers the same for many."""
+
+    def __init__(self, step: nn.Module) -> None:
+        self.step = step
+
+    def __call__(self, batch: Any, *args: Any) -> Any:
+        """Loss and figures of the step. ``batch``: None if this rank has no example of it."""
+        return self.step(batch, *args)
+
+    def accumulating(self) -> AbstractContextManager[None]:
+        """Within, backward passes only add to this rank's own gradients."""
+        return nullcontext()
+
+    def finish(self) -> None:
+        """After the last backward pass of an update: the gradients are then those of all ranks, summed."""
+
+
+class Replicas(Alone):
+    """A copy of the step on every rank, by PyTorch's ``DistributedDataParallel``: gradients are summed, not averaged,
+    since the loss is normalised by the counts of all ranks already.
+
+    Args:
+        table: a parameter of which an update touches few rows. It is left out of the buckets; ``finish`` exchanges the
+            rows that any rank touched.
+        dtype: what gradients are sent and added up in; None: what they are.
+    """
+
+    def __init__(self, step: nn.Module, table: nn.Parameter | None, dtype: torch.dtype | None = None) -> None:
+        self.table, self.dtype = table, dtype
+        held = _Held(step)
+        left_out = [name for name, parameter in held.named_parameters() if parameter is table]
+        left_out += [name for name, _ in held.named_buffers()]  # which are functions of the data, the same everywhere
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(held, left_out)  # type: ignore[no-untyped-call]
+        # A rank may use less than others: one without examples, or with nothing to predict by a head.
+        ddp = DistributedDataParallel(held, find_unused_parameters=True, gradient_as_bucket_view=True)
+        ddp.register_comm_hook(None, lambda state, bucket: _sum_bucket(bucket, dtype))
+        super().__init__(ddp)
+
+    def accumulating(self) -> AbstractContextManager[None]:
+        return self.step.no_sync()  # type: ignore[operator,no-any-return]
+
+    def finish(self) -> None:
+        if self.table is not None and self.table.requires_grad:
+            self.table.grad = sum_rows(self.table.grad, self.table, self.dtype)
+
+
+class _Held(nn.Module):
+    """A step beside a parameter that means nothing.
+
+    A rank whose loss depends on no other, or that has no batch at all, takes part in the sum by it. And while nothing
+    uses it, DDP doesn't warn that it looked for unused parameters in vain.
+    """
+
+    def __init__(self, step: nn.Module) -> None:
+        super().__init__()
+        self.step = step
+        self.anchor = nn.Parameter(torch.zeros(1, device=next(step.parameters()).device))
+
+    def forward(self, batch: Any, *args: Any) -> tuple[Tensor, Any]:
+        loss, figures = (torch.zeros_like(self.anchor[0]), {}) if batch is None else self.step(batch, *args)
+        return (loss if loss.requires_grad else loss + 0.0 * self.anchor[0]), figures
+
+
+def _sum_bucket(bucket: Any, dtype: torch.dtype | None) -> torch.futures.Future[Tensor]:
+    """DDP's hook: the sum of a bucket of gradients over all ranks."""
+    own: Tensor = bucket.buffer()
+    sent = own if dtype is None or own.dtype == dtype else own.to(dtype)
+    traffic["gradients"] += sent.nbytes
+    work = dist.all_reduce(sent, async_op=True)
+
+    def received(future: torch.futures.Future[list[Tensor]]) -> Tensor:
+        total = future.value()[0]
+        return total if total is own else own.copy_(total)
+
+    done: torch.futures.Future[Tensor] = work.get_future().then(received)
+    return done
+
+
+def sum_rows(grad_AD: Tensor | None, table_AD: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:
+    """The sum over ranks of a table's gradients, as a sparse tensor of the rows that any rank touched.
+
+    Ranks tell each other which rows they touched (a byte a row), then add up those alone; every rank gets the same
+    bits. None if no rank has a gradient.
+    """
+    A, D = table_AD.shape
+    touched_A = torch.zeros(A + 1, dtype=torch.uint8, device=table_AD.device)  # the last one: there is a gradient
+    rows_N, values_ND = touched_A[:0].long(), table_AD.new_empty(0, D)
+    if grad_AD is not None and grad_AD.is_sparse:
+        grad_AD = grad_AD.coalesce()
+        rows_N, values_ND = grad_AD.indices()[0], grad_AD.values()
+    elif grad_AD is not None:
+        rows_N = (grad_AD != 0).any(1).nonzero()[:, 0]
+        values_ND = grad_AD[rows_N]
+    touched_A[rows_N] = 1
+    touched_A[A] = grad_AD is not None
+    traffic["rows"] += touched_A.nbytes
+    dist.all_reduce(touched_A, dist.ReduceOp.MAX)
+    if not touched_A[A]:
+        return None
+    rows_U = touched_A[:A].nonzero()[:, 0]
+    sum_UD = torch.zeros(len(rows_U), D, dtype=dtype or table_AD.dtype, device=table_AD.device)
+    sum_UD[torch.searchsorted(rows_U, rows_N)] = values_ND.to(sum_UD.dtype)
+    traffic["rows"] += sum_UD.nbytes
+    dist.all_reduce(sum_UD)
+    summed = sum_UD.to(table_AD.dtype)
+    return torch.sparse_coo_tensor(rows_U[None], summed, (A, D), is_coalesced=True, check_invariants=False)
+
+
+def replicated(step: nn.Module, table: nn.Parameter | None, dtype: torch.dtype | None = None) -> Alone:
+    """The step as this rank calls it: ``Replicas`` where there are several ranks."""
+    return Replicas(step, table, dtype) if world_size() > 1 else Alone(step)

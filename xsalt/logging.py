@@ -9,14 +9,20 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
 
+def speaks() -> bool:
+    """Whether this process is the one that says and writes things: of the ranks that ``torchrun`` starts, number 0."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(message: str) -> None:
     """One line to stderr that does not break a progress bar."""
-    tqdm.write(message, file=sys.stderr)
+    if speaks():
+        tqdm.write(message, file=sys.stderr)
 
 
 class Progress:
@@ -25,7 +31,9 @@ class Progress:
     def __init__(self, total: int, what: str, unit: str = "update", start: int = 0, seconds: float = 15.0) -> None:
         self.what, self.unit, self.total, self.done = what, unit, total, start
         self.seconds, self._said, self._began, self._start = seconds, time.monotonic(), time.monotonic(), start
-        self._bar = tqdm(total=total, initial=start, desc=what, unit=unit, leave=False) if sys.stderr.isatty() else None
+        self._bar = None
+        if sys.stderr.isatty() and speaks():
+            self._bar = tqdm(total=total, initial=start, desc=what, unit=unit, leave=False)
 
     def step(self, n: int = 1, note: str = "") -> None:
         self.done += n
@@ -45,7 +53,7 @@ class Progress:
 
 
 class Board:
-    """TensorBoard files of a run folder.
+    """TensorBoard files of a run folder; in a rank other than 0, nothing.
 
     Args:
         folder: the run folder.
@@ -55,6 +63,9 @@ class Board:
     def __init__(self, folder: Path, purge_from: int | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self._board: Any = None
+        if not speaks():
+            return
         self._hook, threading.excepthook = threading.excepthook, self._told_later
         place = folder / "tensorboard"
         before = set(place.glob("events.*"))
@@ -72,15 +83,20 @@ class Board:
             self._hook(args)
 
     def scalar(self, tag: str, value: float, update: int) -> None:
-        self._board.add_scalar(tag, value, update)
+        if self._board is not None:
+            self._board.add_scalar(tag, value, update)
 
     def text(self, tag: str, markdown: str, update: int) -> None:
-        self._board.add_text(tag, markdown, update)
+        if self._board is not None:
+            self._board.add_text(tag, markdown, update)
 
     def flush(self) -> None:
-        self._board.flush()
+        if self._board is not None:
+            self._board.flush()
 
     def close(self) -> None:
+        if self._board is None:
+            return
         try:
             self._board.close()
         finally:
@@ -96,6 +112,10 @@ class RunLog(Board):
     """
 
     def __init__(self, folder: Path, resumed_at: int = 0) -> None:
+        super().__init__(folder, resumed_at + 1)
+        self._file: TextIO | None = None
+        if not speaks():
+            return
         path = folder / "metrics.jsonl"
         kept: list[str] = []
         if path.exists():
@@ -109,10 +129,11 @@ class RunLog(Board):
         new.write_text("".join(kept), encoding="utf-8")
         os.replace(new, path)
         self._file = path.open("a", encoding="utf-8")
-        super().__init__(folder, resumed_at + 1)
 
     def update(self, update: int, epoch: float, values: Mapping[str, float]) -> None:
         """Logs one training update; ``augment/...`` names keep their prefix in TensorBoard, others get ``train/``."""
+        if self._file is None:
+            return
         row: dict[str, Any] = {"update": update, "epoch": round(epoch, 4)}
         for name, value in values.items():
             self.scalar(name if "/" in name else f"train/{name}", value, update)
@@ -122,11 +143,13 @@ class RunLog(Board):
 
     def flush(self) -> None:
         """Before a checkpoint: lines and points that a run resumed from it will not write again are on the disk."""
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            os.fsync(self._file.fileno())
         super().flush()
 
     def close(self) -> None:
         try:
-            self._file.close()
+            if self._file is not None:
+                self._file.close()
         finally:
             super().close()

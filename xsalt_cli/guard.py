@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -22,13 +23,17 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def guard(prog: str, main: Callable[[], int | None]) -> int:
-    """Runs ``main`` and gives the exit code. The last line on stderr of a user's error is ``PROG: error: MESSAGE``."""
+    """Runs ``main`` and gives the exit code. The last line on stderr of a user's error is ``PROG: error: MESSAGE``.
+
+    Of several ranks that fail, the first alone says why; only rank 0 prints.
+    """
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     try:
         before = signal.signal(signal.SIGTERM, _terminate)
     except ValueError:  # not in the main thread
         before = None
     try:
-        code = main() or 0
+        code = (main() or 0) if alone else _as_a_rank(main)
         sys.stdout.flush()
         return code
     except UserError as error:
@@ -41,16 +46,55 @@ def guard(prog: str, main: Callable[[], int | None]) -> int:
         # The reader of a pipe went away, as `head` does. Python flushes again at exit, hence the empty device.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except Exception:
+    except Exception as error:
         sys.stdout.flush()
-        traceback.print_exc()
+        if not alone and _is_echo(error):
+            return 1
+        if not alone and _lost_contact(error):
+            return _say(prog, f"error: another rank has ended without a word, or the network has ({error})", 1)
+        if alone or _fails_first():
+            traceback.print_exc()
         return 1
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
 
 
+def _as_a_rank(main: Callable[[], int | None]) -> int:
+    """Runs ``main`` within the group of ranks that ``torchrun`` started."""
+    from xsalt import distributed  # late: it imports torch
+
+    with contextlib.ExitStack() as stack:
+        if not distributed.is_first():
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        stack.enter_context(distributed.joined())
+        return main() or 0
+
+
+def _is_echo(error: Exception) -> bool:
+    """Whether the error only is that another rank has failed, which has said why."""
+    from xsalt import distributed
+
+    return distributed.is_lost_contact(error) and distributed.another_failed()
+
+
+def _lost_contact(error: Exception) -> bool:
+    from xsalt import distributed
+
+    return distributed.is_lost_contact(error)
+
+
+def _fails_first() -> bool:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return True
+    from xsalt import distributed
+
+    return distributed.fails_first()
+
+
 def _say(prog: str, text: str, code: int) -> int:
     sys.stdout.flush()
-    print(f"{prog}: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    if _fails_first():
+        print(f"{prog}: {' '.join(text.split())}", file=sys.stderr, flush=True)
     return code

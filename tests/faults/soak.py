@@ -5,28 +5,36 @@ folder under a name that is read is verified; the same command starts it again. 
 metrics, TensorBoard's values, results and predictions are compared bit by bit with those of a run that nobody killed.
 Runs follow each other until there were so many kills.
 
-The runs are forked from this process, which has everything imported, so that the instants lie within what a run does
-rather than in the import of PyTorch.
+Runs of one process are forked from this one, which has everything imported, so that the instants lie within what a run
+does rather than in the import of PyTorch. With ``--ranks N`` a run is ``torchrun`` with ``--max-restarts``; one rank of
+it, drawn by chance, gets SIGKILL, and ``torchrun`` starts them all again.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import logging
 import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import torch
 
 from tests.faults.runs import SALT, command, outcome
 from tests.tiny import write_nli
 from xsalt.checkpoint import verify
 from xsalt.errors import UserError
 
+Killed = Callable[[], None]
 KEYS = [*SALT, "log_every=4", "eval.every=12", "epochs=20", "checkpoint.every=9", "optim.lr=0.001"]
 
 
@@ -65,17 +73,52 @@ def start(arguments: list[str], log: Path) -> int:
         os._exit(code)
 
 
-def run_forked(arguments: list[str], log: Path, kill_after: float | None) -> int | None:
-    """Exit code of a run, or None if it was killed after so many seconds."""
-    pid, ends = start(arguments, log), time.monotonic() + (kill_after if kill_after is not None else 600)
-    while time.monotonic() < ends:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(max(0.0, min(0.005, ends - time.monotonic())))
-    os.kill(pid, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return None if code == -signal.SIGKILL else code
+def run_killed(arguments: list[str], log: Path, ranks: int, instants: Iterator[float], killed: Killed) -> int:
+    """Exit code of a run that is started again after each kill, at these instants counted from each start."""
+    if ranks > 1:
+        return run_under_torchrun(arguments, log, ranks, instants, killed)
+    while True:
+        pid, ends = start(arguments, log), time.monotonic() + next(instants, 600.0)
+        while time.monotonic() < ends:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(max(0.0, min(0.005, ends - time.monotonic())))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        killed()
+
+
+def run_under_torchrun(arguments: list[str], log: Path, ranks: int, instants: Iterator[float], killed: Killed) -> int:
+    """Exit code of a run of which one rank is killed at these instants, counted from each start; none left: no more."""
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--max-restarts=1000"]
+    code = "import sys; from xsalt_cli.train import main; sys.exit(main())"
+    command += ["--no-python", sys.executable, "-c", code, *arguments]
+    with log.open("a") as out, subprocess.Popen([sys.executable, *command], stdout=out, stderr=out) as torchrun:
+        before: set[int] = set()
+        for instant in instants:
+            own = set[int]()
+            while torchrun.poll() is None and (len(own) < ranks or own & before):
+                own = children(torchrun.pid)
+                time.sleep(0.005)
+            ends = time.monotonic() + instant
+            while torchrun.poll() is None and time.monotonic() < ends:
+                time.sleep(0.005)
+            victim = random.Random(instant).choice(sorted(own)) if own else 0
+            if torchrun.poll() is not None or victim not in children(torchrun.pid):
+                break
+            os.kill(victim, signal.SIGKILL)
+            killed()
+            before = own
+        return torchrun.wait(600)
+
+
+def children(pid: int) -> set[int]:
+    """Processes that a process has started and that run."""
+    try:
+        return {int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+    except OSError:
+        return set()
 
 
 def stage(run: Path, began: float) -> str:
@@ -101,29 +144,31 @@ def unreadable(run: Path) -> list[str]:
     return found
 
 
-def soak(work: Path, kills: int, seed: int, keys: list[str]) -> Report:
-    """Runs in one process each, until there were so many kills."""
-    instants, report = random.Random(seed), Report()
+def soak(work: Path, kills: int, seed: int, keys: list[str], ranks: int) -> Report:
+    """Runs, until there were so many kills."""
+    chance, report = random.Random(seed), Report()
     data, log = write_nli(work / "data"), work / "log"
     began = time.monotonic()
-    if run_forked(command(data, work / "whole", *keys), log, None) != 0:
+    if run_killed(command(data, work / "whole", *keys), log, ranks, iter(()), lambda: None) != 0:
         raise SystemExit(f"the run that nobody kills fails: {log.read_text()[-2000:]}")
     lasts, expected = time.monotonic() - began, outcome(work / "whole")
     while report.kills < kills:
-        run, tries = work / f"run{report.runs}", 0
+        run = work / f"run{report.runs}"
         os.environ["XSALT_CACHE"] = str(work / f"cache{report.runs}")  # tables are built, and kills may hit that too
         log.write_text("")
-        code: int | None = None
-        while code is None:
-            more = report.kills < kills and tries < 40
+        started = time.time()
+
+        def killed(run: Path = run) -> None:
+            nonlocal started
+            at = stage(run, started)
+            report.kills += 1
+            report.stages[at] = report.stages.get(at, 0) + 1
+            report.unreadable += unreadable(run)
             started = time.time()
-            code = run_forked(command(data, run, *keys), log, instants.uniform(0, 0.8 * lasts) if more else None)
-            tries += 1
-            if code is None:
-                report.kills += 1
-                at = stage(run, started)
-                report.stages[at] = report.stages.get(at, 0) + 1
-                report.unreadable += unreadable(run)
+
+        most = min(40, kills - report.kills)
+        instants = (chance.uniform(0, 0.8 * lasts) for _ in range(most))
+        code = run_killed(command(data, run, *keys), log, ranks, instants, killed)
         if code != 0:
             report.failed.append(f"exit code {code}: {log.read_text()[-500:]}")
         else:
@@ -138,14 +183,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--ranks", type=int, default=1)
     given = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    import torch
-
+    for name in ("xsalt.training.run", "xsalt_cli.train", "xsalt.augmenters.mixup", "xsalt.augmenters.codeswitch"):
+        importlib.import_module(name)
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of each restart that it sees
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XSALT_CACHE"] = f"{folder}/cache"
-        report = soak(Path(folder), given.kills, given.seed, KEYS)
+        report = soak(Path(folder), given.kills, given.seed, KEYS, given.ranks)
     stages = ", ".join(f"{n} {at}" for at, n in sorted(report.stages.items()))
     print(f"{report.kills} kills in {report.runs} runs: {stages}")
     print(f"unreadable states: {len(report.unreadable)}; runs that failed: {len(report.failed)}")

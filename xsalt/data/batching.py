@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -53,6 +55,28 @@ def plan_batches(
     for pool in np.split(order, _pool_ends(length_of[order], size, max_tokens)):
         batches += _cut(pool[np.argsort(length_of[pool], kind="stable")], length_of, size, max_tokens)
     return [batches[i] for i in permutation(seed, epoch, "batching/batches", len(batches))]
+
+
+def split_update(
+    batches: Sequence[npt.NDArray[np.int64]], lengths: npt.NDArray[np.int64], ranks: int
+) -> list[list[npt.NDArray[np.int64]]]:
+    """For each rank, its share of each of an update's batches (numbers of examples, in their order; it may be empty).
+
+    The longest example left goes to the rank with the fewest tokens so far, over all batches of the update, since ranks
+    wait for each other at its end only. (Graham 1969: the largest load is then at most 4/3 of the least possible.)
+    """
+    if ranks == 1:
+        return [list(batches)]
+    tokens = np.zeros(ranks, dtype=np.int64)
+    shares: list[list[npt.NDArray[np.int64]]] = [[] for _ in range(ranks)]
+    for batch in batches:
+        owner_B = np.zeros(len(batch), dtype=np.int64)
+        for at in np.argsort(-lengths[batch], kind="stable"):
+            owner_B[at] = np.argmin(tokens)
+            tokens[owner_B[at]] += lengths[batch[at]]
+        for rank, share in enumerate(shares):
+            share.append(batch[owner_B == rank])
+    return shares
 
 
 def _pool_ends(lengths: npt.NDArray[np.int64], size: int | None, max_tokens: int | None) -> npt.NDArray[np.int64]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from xsalt import distributed
 from xsalt.augmenters.switching import PROBABILITY, SWITCH_RATE, SwitchConfig
 from xsalt.checkpoint import atomic_file
 from xsalt.data.dataset import Dataset
@@ -88,7 +89,8 @@ def record_augmentation(
     ``table_of``: makes the substitution table of a data set, for ``eval.chrf``.
     """
     path, options = setup.config.run / QUALITY, setup.config.train
-    quality = {} if path.exists() else augmentation_quality(trainer.augmenters, trainer.train, options.seed)
+    there = distributed.from_first(path.exists())
+    quality = {} if there else augmentation_quality(trainer.augmenters, trainer.train, options.seed)
     if not quality:
         return
     if options.eval.chrf:
@@ -97,6 +99,8 @@ def record_augmentation(
         threshold = next((node["threshold"] for node in nodes if "threshold" in node), SwitchConfig().threshold)
         for language, figures in chrf_of_dev(setup, table_of(dev), dev, threshold).items():
             quality["languages"].setdefault(language, {}).update(figures)
+    if not distributed.is_first():
+        return
     log = Board(setup.config.run)
     for language, figures in quality["languages"].items():
         for name, value in figures.items():

@@ -1,4 +1,4 @@
-"""Every language after training, or by ``xsalt-eval``: the result files, TensorBoard's averages, the table."""
+"""Scores: that which chooses the checkpoint; and of every language after training, or by ``xsalt-eval``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from xsalt.evaluation.evaluate import (
     write_results,
 )
 from xsalt.logging import Board, Progress, say
+from xsalt.training.health import warn_at_chance
 
 if TYPE_CHECKING:
     from xsalt.training.run import Setup
@@ -97,3 +98,24 @@ def evaluate_languages(
     setup.tell_skipped()
     print(table(results, 1 / len(setup.task.labels) if by_label else None))
     return results
+
+
+def source_score(setup: Setup, model: Any, criterions: dict[str, Any]) -> Any:
+    """The score that chooses the checkpoint: accuracy on the *source* languages' dev set. None if the data has none."""
+    languages = [language for language in setup.source if language in setup.task.languages("dev")]
+    if not languages:
+        say(f"warning: {setup.task.where} has no dev split in {', '.join(setup.source)}: the last checkpoint is kept")
+        return None
+    dataset = setup.read("dev", languages)
+    if setup.task.labels and any(getattr(criterion, "needs_labels", False) for criterion in criterions.values()):
+
+        def score() -> float:
+            found = accuracy_of_labels(model, dataset, setup.precision, setup.device)
+            return warn_at_chance(found.accuracy, found.n, dataset.label)
+
+        return score
+    criterion = next(iter(criterions.values()))
+    if not getattr(criterion, "scores", True):
+        say("the criterion predicts nothing in evaluation: the last checkpoint is kept")
+        return None
+    return lambda: accuracy_of_tokens(model, criterion, dataset, setup.precision, setup.device).accuracy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -17,7 +18,6 @@ from xsalt import distributed, kernels
 from xsalt.config import Composed, cache_dir, component_class, component_config
 from xsalt.data.dataset import Dataset, Example, tokenise
 from xsalt.errors import UserError
-from xsalt.evaluation.evaluate import accuracy_of_labels, accuracy_of_tokens
 from xsalt.logging import say
 from xsalt.memory import give_back_freed_memory, limit_primitive_cache
 from xsalt.models.auto import build_model, rebuild, reorder_classes
@@ -28,14 +28,14 @@ from xsalt.optim.adamw import make_adamw
 from xsalt.protocols import Needs
 from xsalt.registry import REGISTRIES
 from xsalt.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from xsalt.training.health import warn_at_chance
 from xsalt.training.lock import locked
 from xsalt.training.quality import record_augmentation
-from xsalt.training.report import evaluate_languages
+from xsalt.training.report import evaluate_languages, source_score
 from xsalt.training.resume import Checkpoints
 from xsalt.training.saving import written
 from xsalt.training.show import show_batch
 from xsalt.training.signals import Interrupted
+from xsalt.training.state import State
 from xsalt.training.step import TrainStep
 from xsalt.training.tables import table_of, with_augmentation
 from xsalt.training.trainer import Trainer
@@ -48,7 +48,15 @@ def pick_device(name: str) -> torch.device:
     """``auto`` is CUDA where there is one. Raises ``UserError`` if CUDA is asked for and absent."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda: this machine has no CUDA device: use device=cpu or device=auto")
-    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
+    device = torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
+    if device.type == "cuda" and distributed.world_size() > 1:
+        own, there = distributed.local_rank(), torch.cuda.device_count()
+        if own >= there:
+            raise UserError(
+                f"device=cuda: {own + 1} ranks or more on a machine with {there} CUDA devices: start {there}"
+            )
+        torch.cuda.set_device(own)
+    return device
 
 
 def pick_precision(name: str, device: torch.device) -> str:
@@ -232,14 +240,17 @@ def opened(config: Composed, checkpoints: Checkpoints) -> tuple[Setup, Trainer, 
 
 def fit(setup: Setup, trainer: Trainer, criterions: dict[str, Any], checkpoints: Checkpoints) -> int:
     """The run itself, from where it is. Returns the exit code."""
-    checkpoints.claim()
+    if distributed.is_first():
+        checkpoints.claim()
     state = checkpoints.resume(trainer)
+    agree(setup, trainer, state)
     record_augmentation(setup, trainer, state, lambda dataset: table_of(setup, dataset))
     give_back_freed_memory()
     try:
         state = trainer.fit(state)
     except Interrupted as interrupted:
         checkpoints.finish()
+        distributed.wait_for_all()  # the end of one process ends the others, which may be saving
         say(str(interrupted))
         return interrupted.exit_code
     finally:
@@ -281,7 +292,8 @@ def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, 
     examples = setup.read_train()
     if not any(examples.values()):
         raise UserError(f"{setup.task.where}: no training examples")
-    dataset = setup.tokenise(examples)
+    with distributed.first_alone():
+        dataset = setup.tokenise(examples)
     del examples
     setup.forget_train()
     classes = {name: component_class(REGISTRIES["criterion"], name) for name in config.criterions}
@@ -308,10 +320,13 @@ def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, 
     optimizer = make_adamw(
         model, lr=lr, weight_decay=optim.weight_decay, betas=(optim.beta1, optim.beta2), eps=optim.eps
     )
-    model.embeddings.word.sparse_gradient = optimizer.takes_sparse()
+    word = model.embeddings.word
+    word.sparse_gradient = optimizer.takes_sparse()
+    step = TrainStep(model, criterions, setup.precision, augmenters)
+    half = torch.bfloat16 if options.distributed.compress == "bf16" else None
     trainer = Trainer(
         config=options,
-        step=TrainStep(model, criterions, setup.precision, augmenters),
+        step=step,
         optimizer=optimizer,
         train=dataset,
         augmenters=augmenters,
@@ -321,8 +336,27 @@ def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, 
         save=lambda names, state: checkpoints.save(names, model, optimizer, state),
         check=checkpoints.check,
         show=lambda batch: show_batch(batch, setup.tokenizer),
+        parallel=distributed.replicated(step, word.weight, half),
     )
     return trainer, criterions
+
+
+def agree(setup: Setup, trainer: Trainer, state: State) -> None:
+    """Makes sure that all ranks train the same from the same. Raises ``UserError`` if they don't."""
+    known = {
+        "the configuration": setup.config.hash,
+        "the training set": trainer.train.fingerprint,
+        "the tokenizer": setup.tokenizer.fingerprint,
+        "the active word rows": hashlib.sha256(trainer.step.model.embeddings.word.active_ids.tobytes()).hexdigest(),
+        "the checkpoint to resume from": str(state.update),
+    }
+    for number, theirs in enumerate(distributed.from_all(known)):
+        for name, value in theirs.items():
+            if value != known[name]:
+                raise UserError(
+                    f"rank {distributed.rank()} and rank {number} do not agree on {name}: "
+                    "data, cache and run folder must be the same for all, on a file system that they share"
+                )
 
 
 def freeze(model: Any, parts: Sequence[str]) -> None:
@@ -333,27 +367,6 @@ def freeze(model: Any, parts: Sequence[str]) -> None:
         getattr(model, part).requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError(f"freeze=[{','.join(parts)}] leaves nothing to train")
-
-
-def source_score(setup: Setup, model: Any, criterions: dict[str, Any]) -> Any:
-    """The score that chooses the checkpoint: accuracy on the *source* languages' dev set. None if the data has none."""
-    languages = [language for language in setup.source if language in setup.task.languages("dev")]
-    if not languages:
-        say(f"warning: {setup.task.where} has no dev split in {', '.join(setup.source)}: the last checkpoint is kept")
-        return None
-    dataset = setup.read("dev", languages)
-    if setup.task.labels and any(getattr(criterion, "needs_labels", False) for criterion in criterions.values()):
-
-        def score() -> float:
-            found = accuracy_of_labels(model, dataset, setup.precision, setup.device)
-            return warn_at_chance(found.accuracy, found.n, dataset.label)
-
-        return score
-    criterion = next(iter(criterions.values()))
-    if not getattr(criterion, "scores", True):
-        say("the criterion predicts nothing in evaluation: the last checkpoint is kept")
-        return None
-    return lambda: accuracy_of_tokens(model, criterion, dataset, setup.precision, setup.device).accuracy
 
 
 def describe(setup: Setup, trainer: Trainer) -> None:

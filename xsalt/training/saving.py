@@ -56,6 +56,8 @@ def written(folder: Path) -> Iterator[None]:
     """A full disk, a read-only or vanished folder inside the block is one line for the user, of this run folder."""
     try:
         yield
+    except ConnectionError:  # of another rank
+        raise
     except OSError as error:
         if is_gone(folder):
             raise UserError(f"{folder}: the run folder is gone, nothing can be saved: bring it back") from error

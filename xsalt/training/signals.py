@@ -6,7 +6,8 @@ import signal
 from types import FrameType
 from typing import Any
 
-from xsalt import distributed
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+"""Signals that stop a run after the update that is being done."""
 
 
 class Interrupted(Exception):
@@ -25,7 +26,7 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPPING:
             try:
                 self._before[number] = signal.signal(number, self._note)
             except ValueError:  # not in the main thread (a notebook's worker): leave signals alone
@@ -36,17 +37,6 @@ class StopSignals:
         self.caught = number
         for each in self._before:
             signal.signal(each, signal.SIG_DFL)
-
-    def asked(self, ranks: float) -> int | None:
-        """The signal to stop by after this update, if any: the same answer on every rank.
-
-        Args:
-            ranks: how many ranks had caught one when they last exchanged figures. A signal reaches them at different
-                updates, and all must do the same ones; a process alone needs to ask nobody.
-        """
-        if distributed.world_size() == 1:
-            return self.caught
-        return (self.caught or signal.SIGTERM) if ranks else None
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._before.items():

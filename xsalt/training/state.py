@@ -34,7 +34,7 @@ class State:
     """Updates without a step of the optimizer, because the loss or the gradient was no finite number."""
     learnt: list[float] = field(default_factory=lambda: [0.0, 0.0])
     """Examples classified rightly and examples, in the updates from which it is judged whether training works."""
-    window: dict[str, Any] = field(default_factory=dict)
+    window: list[dict[str, Any]] = field(default_factory=list)
     """What goes into the next logged line so far (``Window.as_dict``)."""
     resumed_from: list[int] = field(default_factory=list)
     """Updates at which the run was resumed."""

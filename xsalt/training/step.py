@@ -43,9 +43,10 @@ class TrainStep(nn.Module):
         products: int = self.model.weight_products(layout, self.keep, self.last)
         return (6.0 if any(p.requires_grad for p in self.model.encoder.parameters()) else 2.0) * products
 
-    def count(self, batch: Batch) -> dict[str, float]:
-        """What each criterion counts in a micro-batch."""
-        return {name: float(criterion.count(batch)) for name, criterion in self.criterions.items()}
+    def count(self, batch: Batch | None) -> dict[str, float]:
+        """What each criterion counts in a micro-batch (None: this rank has no example of it)."""
+        own = self.criterions.items()
+        return {name: 0.0 if batch is None else float(criterion.count(batch)) for name, criterion in own}
 
     def forward(
         self, batch: Batch, counts: Mapping[str, float], own: Mapping[str, float] | None = None

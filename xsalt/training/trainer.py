@@ -16,7 +16,7 @@ import torch
 from xsalt import distributed
 from xsalt.batch import Batch
 from xsalt.config import TrainConfig
-from xsalt.data.batching import plan_batches
+from xsalt.data.batching import plan_batches, split_update
 from xsalt.data.dataset import Dataset
 from xsalt.errors import UserError
 from xsalt.logging import Progress, RunLog, say
@@ -28,7 +28,7 @@ from xsalt.protocols import Augmenter
 from xsalt.training.health import backward, named, offenders, watch_learning
 from xsalt.training.prefetch import prefetched
 from xsalt.training.profiling import profiling
-from xsalt.training.signals import Interrupted, StopSignals
+from xsalt.training.signals import STOPPING, Interrupted, StopSignals
 from xsalt.training.state import STEADY_AFTER, State
 from xsalt.training.step import Figures, TrainStep
 from xsalt.training.throughput import Window
@@ -39,14 +39,44 @@ GIVE_BACK_EVERY = 50
 
 @dataclass(frozen=True)
 class Drawn:
-    """What an update computes with: its micro-batches, and how long they took to come."""
+    """What an update computes with: this rank's part of its micro-batches, and how long they took to come."""
 
-    batches: list[Batch]
+    batches: list[Batch | None]
+    """None where this rank has no example of a micro-batch, as there are more ranks than examples."""
     examples: int
+    """Of all ranks."""
     of_epoch: int
     """Updates of the epoch."""
     began: float
     waited: float
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What ranks tell each other in an update, by one all-reduce.
+
+    Attributes:
+        counts: what each criterion counts, of all micro-batches and ranks.
+        tokens: of each rank.
+        stop: the signal that asked a rank to stop; then all do after this update.
+    """
+
+    counts: dict[str, float]
+    tokens: list[float]
+    stop: int | None
+
+    @classmethod
+    def by_all(cls, counted: Sequence[dict[str, float]], tokens: int, caught: int | None) -> Agreed:
+        """From each rank's own counts (of its micro-batches), tokens and signal."""
+        names, rank, ranks = list(counted[0]), distributed.rank(), distributed.world_size()
+        values = [sum(own[name] for own in counted) for name in names]
+        values += [float(tokens) if number == rank else 0.0 for number in range(ranks)]
+        values += [float(caught == number) for number in STOPPING]
+        values = distributed.sum_over_ranks(values)
+        stops = [number for number, ranks_ in zip(STOPPING, values[-len(STOPPING) :], strict=True) if ranks_]
+        return cls(
+            dict(zip(names, values, strict=False)), values[len(names) : len(names) + ranks], max(stops, default=None)
+        )
 
 
 @dataclass
@@ -67,6 +97,8 @@ class Trainer:
     """Raises the error of a checkpoint that could not be written meanwhile."""
     show: Callable[[Batch], str]
     """An augmented batch as Markdown, for TensorBoard."""
+    parallel: distributed.Alone
+    """``step`` as this rank calls it: where there are several, their gradients are added up."""
 
     def plan(self, epoch: int) -> list[list[np.ndarray]]:
         """The epoch's updates: for each the example numbers of its micro-batches. A function of (seed, epoch) alone."""
@@ -112,9 +144,10 @@ class Trainer:
                     yield Drawn(batches, examples, len(epoch), began, time.monotonic() - began)
                     began = time.monotonic()
 
-    def _draw_all(self, todo: tuple[int, Sequence[np.ndarray]], epoch: int, updates: int) -> list[Batch]:
+    def _draw_all(self, todo: tuple[int, Sequence[np.ndarray]], epoch: int, updates: int) -> list[Batch | None]:
         number, micro_batches = todo
-        return [self.draw(indices, epoch, epoch + number / updates) for indices in micro_batches]
+        own = split_update(micro_batches, self.train.lengths, distributed.world_size())[distributed.rank()]
+        return [self.draw(indices, epoch, epoch + number / updates) if len(indices) else None for indices in own]
 
     def fit(self, state: State) -> State:
         """Trains from ``state`` to the end of the run, or until early stopping.
@@ -129,7 +162,7 @@ class Trainer:
         with (
             closing(RunLog(self.folder, state.update)) as log,
             closing(shown) as progress,
-            tracing if self.config.profile else nullcontext(lambda: None) as traced,
+            tracing if self.config.profile and distributed.is_first() else nullcontext(lambda: None) as traced,
         ):
             self._loop(state, log, progress, traced)
         return state
@@ -142,21 +175,24 @@ class Trainer:
         window = Window(self.step.flops, self.device, self.step.precision)
         window.restore(state.window)
         model.train()
-        names = list(self.step.criterions)
         saved_at = time.monotonic()
         with StopSignals() as stop, closing(self.updates(state, total)) as updates:
             for drawn in updates:
                 counted = [self.step.count(batch) for batch in drawn.batches]
-                told = [*(sum(own[name] for own in counted) for name in names), float(stop.caught is not None)]
-                *totals, asked = distributed.sum_over_ranks(told)
-                counts = dict(zip(names, totals, strict=True))
+                own_batches = [batch for batch in drawn.batches if batch is not None]
+                own_tokens = sum(batch.layout.tokens for batch in own_batches)
+                agreed = Agreed.by_all(counted, own_tokens, stop.caught)
                 figures: list[Figures] = []
-                for batch, own in zip(drawn.batches, counted, strict=True):
-                    placed = batch.to(self.device)
-                    set_dropout_key(model, config.seed, state.update, placed)
-                    loss, logged = self.step(placed, counts, own)
-                    backward(loss)
-                    figures.append(logged | batch.log)
+                for number, (batch, own) in enumerate(zip(drawn.batches, counted, strict=True), start=1):
+                    placed = batch and batch.to(self.device)
+                    if placed is not None:
+                        set_dropout_key(model, config.seed, state.update, placed)
+                    with self.parallel.accumulating() if number < len(counted) else nullcontext():
+                        loss, logged = self.parallel(placed, agreed.counts, own)
+                        backward(loss)
+                    if batch is not None:
+                        figures.append(logged | batch.log)
+                self.parallel.finish()
                 norm = gradient_norm(self.step.parameters())  # here an update waits for the device, and only here
                 lr = float(optim.lr or 0.0) * rate(optim.schedule, state.update, total, optim.warmup)
                 if finite := math.isfinite(norm):
@@ -165,12 +201,12 @@ class Trainer:
                         window.add_figures(logged)
                 self.optimizer.zero_grad(set_to_none=True)
                 if not finite:
-                    self._skip(drawn.batches, counts, state)
+                    self._skip(own_batches, agreed.counts, state)
 
                 state.count(drawn.examples, time.monotonic() - drawn.began, drawn.of_epoch)
-                window.add_update(drawn.batches, drawn.examples, drawn.waited)
-                if state.update == 1:
-                    log.text("augment/examples", self.show(drawn.batches[0]), 1)
+                window.add_update(own_batches, drawn.examples, drawn.waited, agreed.tokens)
+                if state.update == 1 and own_batches:
+                    log.text("augment/examples", self.show(own_batches[0]), 1)
                 last = state.update == total
                 if state.update % config.log_every == 0 or last:
                     values = {"lr": lr, "skipped_updates": float(state.skipped_updates)} | window.values()
@@ -188,7 +224,8 @@ class Trainer:
                 paused, names_due = time.monotonic(), list[str]()
                 if (due(state.update, config.eval.every, end_of_epoch) or last) and self.judge(state, log):
                     names_due.append("best")
-                signal_number, broken = stop.asked(asked), state.skipped_updates > optim.max_skipped and not finite
+                signal_number = agreed.stop if distributed.world_size() > 1 else stop.caught
+                broken = state.skipped_updates > optim.max_skipped and not finite
                 if last or state.stopped_early or signal_number or broken or self._due(state, end_of_epoch, saved_at):
                     names_due.append("last")
                     saved_at = time.monotonic()
@@ -254,7 +291,7 @@ class Trainer:
         """Evaluates on the source language's dev set: whether it is the best so far. Stops early when patience ends."""
         if self.evaluate is None:
             return False
-        score = self.evaluate()
+        score = distributed.from_first(self.evaluate())  # the same bits, and so the same decisions, on all ranks
         log.scalar("dev/source", score, state.update)
         say(f"update {state.update}: {'+'.join(self.config.source)} dev accuracy {100 * score:.2f} %")
         if score > state.best:
