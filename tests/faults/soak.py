@@ -7,13 +7,15 @@ Runs follow each other until there were so many kills.
 
 Runs of one process are forked from this one, which has everything imported, so that the instants lie within what a run
 does rather than in the import of PyTorch. With ``--ranks N`` a run is ``torchrun`` with ``--max-restarts``; one rank of
-it, drawn by chance, gets SIGKILL, and ``torchrun`` starts them all again.
+it, drawn by chance, gets SIGKILL, at an instant counted from when rank 0 locks the run folder; ``torchrun`` starts all
+ranks again.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import logging
 import os
 import random
@@ -33,6 +35,7 @@ from tests.faults.runs import SALT, command, outcome
 from tests.tiny import write_nli
 from xsalt.checkpoint import verify
 from xsalt.errors import UserError
+from xsalt.training.lock import LOCK
 
 Killed = Callable[[], None]
 KEYS = [*SALT, "log_every=4", "eval.every=12", "epochs=20", "checkpoint.every=9", "optim.lr=0.001"]
@@ -73,10 +76,12 @@ def start(arguments: list[str], log: Path) -> int:
         os._exit(code)
 
 
-def run_killed(arguments: list[str], log: Path, ranks: int, instants: Iterator[float], killed: Killed) -> int:
+def run_killed(
+    arguments: list[str], log: Path, run: Path, ranks: int, instants: Iterator[float], killed: Killed
+) -> int:
     """Exit code of a run that is started again after each kill, at these instants counted from each start."""
     if ranks > 1:
-        return run_under_torchrun(arguments, log, ranks, instants, killed)
+        return run_under_torchrun(arguments, log, run, ranks, instants, killed)
     while True:
         pid, ends = start(arguments, log), time.monotonic() + next(instants, 600.0)
         while time.monotonic() < ends:
@@ -89,7 +94,9 @@ def run_killed(arguments: list[str], log: Path, ranks: int, instants: Iterator[f
         killed()
 
 
-def run_under_torchrun(arguments: list[str], log: Path, ranks: int, instants: Iterator[float], killed: Killed) -> int:
+def run_under_torchrun(
+    arguments: list[str], log: Path, run: Path, ranks: int, instants: Iterator[float], killed: Killed
+) -> int:
     """Exit code of a run of which one rank is killed at these instants, counted from each start; none left: no more."""
     command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--max-restarts=1000"]
     code = "import sys; from xsalt_cli.train import main; sys.exit(main())"
@@ -98,7 +105,7 @@ def run_under_torchrun(arguments: list[str], log: Path, ranks: int, instants: It
         before: set[int] = set()
         for instant in instants:
             own = set[int]()
-            while torchrun.poll() is None and (len(own) < ranks or own & before):
+            while torchrun.poll() is None and (len(own) < ranks or own & before or owner(run) not in own):
                 own = children(torchrun.pid)
                 time.sleep(0.005)
             ends = time.monotonic() + instant
@@ -119,6 +126,14 @@ def children(pid: int) -> set[int]:
         return {int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
     except OSError:
         return set()
+
+
+def owner(run: Path) -> int:
+    """The process that has locked the run folder; 0: none."""
+    try:
+        return int(json.loads((run / LOCK).read_text())["pid"])
+    except (OSError, ValueError):
+        return 0
 
 
 def stage(run: Path, began: float) -> str:
@@ -148,10 +163,11 @@ def soak(work: Path, kills: int, seed: int, keys: list[str], ranks: int) -> Repo
     """Runs, until there were so many kills."""
     chance, report = random.Random(seed), Report()
     data, log = write_nli(work / "data"), work / "log"
-    began = time.monotonic()
-    if run_killed(command(data, work / "whole", *keys), log, ranks, iter(()), lambda: None) != 0:
+    whole = work / "whole"
+    if run_killed(command(data, whole, *keys), log, whole, ranks, iter(()), lambda: None) != 0:
         raise SystemExit(f"the run that nobody kills fails: {log.read_text()[-2000:]}")
-    lasts, expected = time.monotonic() - began, outcome(work / "whole")
+    lasts = (whole / "results.json").stat().st_mtime - (whole / "config.yaml").stat().st_mtime
+    lasts, expected = lasts + 0.5, outcome(whole)  # reading data and building tables comes before
     while report.kills < kills:
         run = work / f"run{report.runs}"
         os.environ["XSALT_CACHE"] = str(work / f"cache{report.runs}")  # tables are built, and kills may hit that too
@@ -168,7 +184,7 @@ def soak(work: Path, kills: int, seed: int, keys: list[str], ranks: int) -> Repo
 
         most = min(40, kills - report.kills)
         instants = (chance.uniform(0, 0.8 * lasts) for _ in range(most))
-        code = run_killed(command(data, run, *keys), log, ranks, instants, killed)
+        code = run_killed(command(data, run, *keys), log, run, ranks, instants, killed)
         if code != 0:
             report.failed.append(f"exit code {code}: {log.read_text()[-500:]}")
         else:
