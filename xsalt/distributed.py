@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -44,12 +45,41 @@ def joined() -> Iterator[None]:
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
-    _store, own, ranks = next(iter(rendezvous("env://", timeout=PATIENCE)))
+    store, own, ranks = next(iter(rendezvous("env://", timeout=PATIENCE)))
+    _store = PrefixStore(_name_of_start(store, own, ranks), store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=PrefixStore("group", _store), rank=own, world_size=ranks, timeout=PATIENCE)
     yield
     dist.destroy_process_group()
     _store = None
+
+
+def _name_of_start(store: Any, own: int, ranks: int) -> str:
+    """A name that the ranks of this start share, and of no earlier one: ``torchrun`` keeps the store, with all that
+    is in it, when it restarts ranks, and how often it did is not the same on all machines.
+
+    Rank 0 makes the name up, and answers what the others say now until each has confirmed it.
+    """
+
+    def read(key: str) -> str:
+        return store.get(key).decode() if store.check([key]) else ""
+
+    mine = uuid.uuid4().hex
+    if own:
+        store.set(f"hello/{own}", mine)
+        while not (answer := read(f"answer/{own}")).startswith(mine):
+            time.sleep(0.01)
+        store.set(f"confirmed/{own}", answer[len(mine) :])
+        return answer[len(mine) :]
+    waiting = set(range(1, ranks))
+    while waiting:
+        for rank in sorted(waiting):
+            if read(f"confirmed/{rank}") == mine:
+                waiting.remove(rank)
+            elif hello := read(f"hello/{rank}"):
+                store.set(f"answer/{rank}", hello + mine)
+        time.sleep(0.01)
+    return mine
 
 
 def _joined() -> bool:
