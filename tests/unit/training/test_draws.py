@@ -35,7 +35,7 @@ def drawn(trainer: Trainer, state: State) -> list[dict[int, Found]]:
     total = trainer.total_updates()
     for update in trainer.updates(state, total):
         found.append({state.epoch: {k: v for batch in update.batches for k, v in by_sequence(batch).items()}})
-        state.count(update.examples, 0.0)
+        state.count(update.examples, 0.0, update.of_epoch)
         if state.update == total:
             break
     return found
