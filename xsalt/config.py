@@ -135,6 +135,12 @@ class CheckpointConfig:
 class DistributedConfig:
     """What the ranks that ``torchrun`` starts tell each other (keys ``distributed.*``); without it they do nothing."""
 
+    engine: str = key(
+        "ddp",
+        "ddp: every rank holds all weights; fsdp: encoder layers are split over ranks, for encoders that do not fit",
+        choices=("ddp", "fsdp"),
+        hashed=False,
+    )
     compress: str = key(
         "none",
         "send gradients as they are, or rounded to bf16: half the traffic, sums of three digits",

@@ -6,9 +6,11 @@ makes them a group: gloo for what is on the CPU, nccl for what is on CUDA.
 
 from __future__ import annotations
 
+import heapq
 import os
 import time
 import uuid
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,9 +22,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from xsalt.errors import UserError
+
 Value = TypeVar("Value")
 
-PATIENCE = timedelta(hours=4)
+PATIENCE = timedelta(days=1)
 """How long a rank waits for the others: they may be preparing data. One that has died is noticed at once."""
 FAILED = "xsalt/failed"
 """Key in the group's store under which the first rank that fails leaves its number."""
@@ -120,6 +124,23 @@ def first_alone() -> Iterator[None]:
     yield
     if is_first():
         wait_for_all()
+
+
+def my_share(weights: Sequence[int]) -> list[int]:
+    """Numbers of the pieces of work that are this rank's, in order: each is one rank's, with weights as even as can be.
+
+    The heaviest goes first, each to the rank that has least (Graham 1969). Without a group all pieces are ours.
+    """
+    if not _joined():
+        return list(range(len(weights)))
+    loads = [(0, number) for number in range(world_size())]
+    mine = []
+    for piece in sorted(range(len(weights)), key=lambda piece: -weights[piece]):
+        load, number = heapq.heappop(loads)
+        heapq.heappush(loads, (load + weights[piece], number))
+        if number == rank():
+            mine.append(piece)
+    return sorted(mine)
 
 
 def sum_over_ranks(values: Sequence[float]) -> list[float]:
@@ -298,6 +319,111 @@ def sum_rows(grad_AD: Tensor | None, table_AD: Tensor, dtype: torch.dtype | None
     return torch.sparse_coo_tensor(rows_U[None], summed, (A, D), is_coalesced=True, check_invariants=False)
 
 
-def replicated(step: nn.Module, table: nn.Parameter | None, dtype: torch.dtype | None = None) -> Alone:
-    """The step as this rank calls it: ``Replicas`` where there are several ranks."""
-    return Replicas(step, table, dtype) if world_size() > 1 else Alone(step)
+class Shards(Alone):
+    """Each encoder layer's weights, gradients and moments split over ranks, by PyTorch's ``fully_shard`` (FSDP2): for
+    encoders that do not fit. All else is as in ``Replicas``, added up in one all-reduce by ``finish``.
+
+    Gradients are split anew in each micro-batch, since whole ones might not fit either.
+    """
+
+    def __init__(
+        self, step: nn.Module, table: nn.Parameter | None, encoder: nn.Module, dtype: torch.dtype | None = None
+    ) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        # About in-place operations on hidden layers, which nobody does.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+        super().__init__(step)
+        self.table, self.dtype = table, dtype
+        self._last: Any = None
+        mesh = init_device_mesh(next(step.parameters()).device.type, (world_size(),))
+        policy = MixedPrecisionPolicy(reduce_dtype=dtype)
+        for module in (*encoder.layers, encoder):  # type: ignore[misc]
+            sharded = fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+            sharded.set_gradient_divide_factor(1.0)
+            sharded.set_force_sum_reduction_for_comms(True)
+            _count_traffic(sharded)
+        self.rest = [p for p in step.parameters() if p.requires_grad and p is not table and not is_sharded(p)]
+
+    def __call__(self, batch: Any, *args: Any) -> Any:
+        if batch is not None:
+            self._last = batch
+            return self.step(batch, *args)
+        if self._last is None:
+            raise UserError(f"a batch has fewer examples than there are ranks ({world_size()}): raise batch.size")
+        loss, _ = self.step(self._last, *args)  # weights are gathered layer by layer: no rank may skip one
+        return loss * 0.0, {}
+
+    def finish(self) -> None:
+        if self.rest:
+            device = self.rest[0].device
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.rest]
+            there = torch.tensor([float(p.grad is not None) for p in self.rest], device=device)
+            flat = torch.cat([there.to(grads[0].dtype), *(grad.flatten() for grad in grads)])
+            sent = flat if self.dtype is None else flat.to(self.dtype)
+            traffic["gradients"] += sent.nbytes
+            dist.all_reduce(sent)
+            there, *sums = torch.split(sent.to(flat.dtype), [len(self.rest), *(p.numel() for p in self.rest)])
+            for p, found, total in zip(self.rest, there.tolist(), sums, strict=True):
+                p.grad = total.view_as(p) if found else None
+        if self.table is not None and self.table.requires_grad:
+            self.table.grad = sum_rows(self.table.grad, self.table, self.dtype)
+
+
+def _count_traffic(sharded: Any) -> None:
+    """Has a module of FSDP2 count what it gathers and reduces."""
+    from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
+
+    class Gather(DefaultAllGather):
+        def __call__(self, output_tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            traffic["weights"] += output_tensor.nbytes
+            return super().__call__(output_tensor, *args, **kwargs)
+
+    class Reduce(DefaultReduceScatter):
+        def __call__(self, output_tensor: Tensor, input_tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            traffic["gradients"] += input_tensor.nbytes
+            return super().__call__(output_tensor, input_tensor, *args, **kwargs)
+
+    sharded.set_custom_all_gather(Gather())
+    sharded.set_custom_reduce_scatter(Reduce())
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this rank holds a part of the tensor only."""
+    return hasattr(tensor, "full_tensor")
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, in the same memory; another tensor as it is."""
+    split: Any = tensor
+    part: Tensor = split.to_local() if is_sharded(tensor) else tensor
+    return part
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor put together from all ranks, each of which must call it; another tensor as it is."""
+    split: Any = tensor
+    complete: Tensor = split.full_tensor() if is_sharded(tensor) else tensor
+    return complete
+
+
+def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor, split as the parameter is, if it is."""
+    if not is_sharded(parameter):
+        return value
+    own = own_part(parameter)
+    parts = value.chunk(world_size())  # along the first dimension, as fully_shard does
+    split = torch.zeros_like(parameter)
+    if len(own):
+        own_part(split).copy_(parts[rank()])
+    return split
+
+
+def parallel(
+    step: nn.Module, table: nn.Parameter | None, dtype: torch.dtype | None = None, encoder: nn.Module | None = None
+) -> Alone:
+    """The step as this rank calls it: several ranks have ``Replicas``, or ``Shards`` of the encoder if it is given."""
+    if world_size() == 1:
+        return Alone(step)
+    return Replicas(step, table, dtype) if encoder is None else Shards(step, table, encoder, dtype)

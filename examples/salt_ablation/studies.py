@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,17 @@ class Study:
     seeds: tuple[int, ...]
     arms: Mapping[str, tuple[str, ...]]
 
+    def against(self, arm: str) -> Study:
+        """The study with another baseline. Raises ``UserError`` if it has no such arm."""
+        self._check(arm)
+        return replace(self, baseline=arm)
+
+    def _check(self, arm: str) -> None:
+        if arm not in self.arms:
+            raise UserError(
+                f"study {self.name} has no arm {arm!r}: {did_you_mean(arm, self.arms)}it has {', '.join(self.arms)}"
+            )
+
     def runs(self, arms: Sequence[str] = (), seeds: Sequence[int] = (), more: Sequence[str] = ()) -> list[Run]:
         """Runs of these arms and seeds (none given: all), seed by seed, so that a stopped study has whole pairs.
 
@@ -69,10 +80,7 @@ class Study:
             UserError: for an arm that the study hasn't.
         """
         for arm in arms:
-            if arm not in self.arms:
-                raise UserError(
-                    f"study {self.name} has no arm {arm!r}: {did_you_mean(arm, self.arms)}it has {', '.join(self.arms)}"
-                )
+            self._check(arm)
         chosen = [arm for arm in self.arms if arm in (arms or self.arms)]
         return [
             Run(self.name, arm, seed, (*self.arms[arm], *more), tuple(more))

@@ -211,6 +211,7 @@ def _rows(n: Mapping[str, int]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="a study of arms.yaml")
+    parser.add_argument("--baseline", help="the arm that gains are against; default: the study's, most often none")
     parser.add_argument("--results", type=Path, default=RESULTS, help="default: results beside this script")
     parser.add_argument("--studies", type=Path, default=ARMS, help="default: arms.yaml beside this script")
     parser.add_argument("--out", type=Path, help="file for the table; default: standard output")
@@ -218,6 +219,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         study = find_study(options.study, options.studies)
+        if options.baseline is not None:
+            study = study.against(options.baseline)
         text = table(study, read_results(study, options.results))
         if options.out is None:
             print(text, end="")

@@ -14,6 +14,7 @@ from tests.tiny import write_nli
 Arrays = dict[str, np.ndarray]
 Seen = Callable[[str, int], list[Arrays]]
 WORLDS = (1, 2, 3, 4)
+TRAINED = [("updates", 2), ("updates", 3), ("updates", 4), ("updates-fsdp", 3)]
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +52,12 @@ def test_all_ranks_together_draw_what_one_process_draws(seen: Seen, ranks: int) 
     assert all(np.array_equal(found[key], expected[key]) for key in expected)
 
 
-@pytest.mark.parametrize("name", ["gradients", "little"])
-@pytest.mark.parametrize("ranks", WORLDS[1:])
+@pytest.mark.parametrize(
+    ("name", "ranks"),
+    [*((name, ranks) for name in ("gradients", "little") for ranks in WORLDS[1:]), ("gradients-fsdp", 3)],
+)
 def test_gradients_of_one_update_are_those_of_one_process(seen: Seen, name: str, ranks: int) -> None:
-    (alone,) = seen(name, 1)
+    (alone,) = seen(name.removesuffix("-fsdp"), 1)
     for own in seen(name, ranks):
         assert own.keys() == alone.keys(), "a gradient is there if any rank has one, and only then"
         for key, value in alone.items():
@@ -73,11 +76,11 @@ def test_the_cases_hold_what_makes_ranks_differ(seen: Seen) -> None:
     assert 0 < little["count/target_language_mlm"] < 4, "fewer than ranks"
 
 
-@pytest.mark.parametrize("ranks", WORLDS[1:])
-def test_fifty_updates_with_dropout_end_where_one_process_ends(seen: Seen, ranks: int) -> None:
+@pytest.mark.parametrize(("name", "ranks"), TRAINED)
+def test_fifty_updates_with_dropout_end_where_one_process_ends(seen: Seen, name: str, ranks: int) -> None:
     """Key biases apart: their exact gradient is zero, and Adam turns rounding into steps."""
     (alone,) = seen("updates", 1)
-    own = seen("updates", ranks)[0]
+    own = seen(name, ranks)[0]
     names = [key.removeprefix("before/") for key in alone if key.startswith("before/")]
     moved = difference = 0.0
     for name in names:
@@ -92,9 +95,9 @@ def test_fifty_updates_with_dropout_end_where_one_process_ends(seen: Seen, ranks
     assert np.sqrt(difference) <= 1e-4 * np.sqrt(moved)
 
 
-@pytest.mark.parametrize("ranks", WORLDS[1:])
-def test_all_ranks_hold_the_same_bits_after_fifty_updates(seen: Seen, ranks: int) -> None:
-    first, *others = seen("updates", ranks)
+@pytest.mark.parametrize(("name", "ranks"), TRAINED)
+def test_all_ranks_hold_the_same_bits_after_fifty_updates(seen: Seen, name: str, ranks: int) -> None:
+    first, *others = seen(name, ranks)
     assert any(key.startswith("exp_avg/embeddings.word") for key in first)
     for other in others:
         assert other.keys() == first.keys()

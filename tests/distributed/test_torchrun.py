@@ -109,7 +109,7 @@ def test_a_signal_to_one_rank_stops_all_after_one_update_and_one_process_goes_on
     assert_same_training(run, alone, start)
 
 
-def test_two_ranks_go_on_from_one_process_and_restart_when_a_rank_is_killed(
+def test_two_ranks_of_fsdp_go_on_from_one_process_and_restart_when_a_rank_is_killed(
     data: Path, alone: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
@@ -118,7 +118,7 @@ def test_two_ranks_go_on_from_one_process_and_restart_when_a_rank_is_killed(
         signal_after(3, signal.SIGTERM)
         assert main(words(data, run)) == 143
     killed = f"1:9:{signal.SIGKILL.value}"
-    options = [*words(data, run), "checkpoint.every=2"]
+    options = [*words(data, run), "checkpoint.every=2", "distributed.engine=fsdp"]
     done = torchrun(*options, options=("--max-restarts=1",), SIGNAL=killed)
     assert done.returncode == 0, done.stderr
     resumed = state(run)["resumed_from"]

@@ -62,7 +62,7 @@ def one_update(folder: Path) -> None:
     found = {"dense": np.array(sum(sizes.values()) + V * D * 4)}
     for name, dtype in (("exact", None), ("bf16", torch.bfloat16)):
         step = TrainStep(model, {"cross_entropy": CrossEntropy(CrossEntropyConfig(), None)}, "fp32")  # type: ignore[arg-type]
-        parallel = distributed.replicated(step, word, dtype)
+        parallel = distributed.parallel(step, word, dtype)
         distributed.traffic.clear()
         batch = xnli_batch(lengths[share], rank)
         counts = dict(zip(["cross_entropy"], distributed.sum_over_ranks([float(len(share))]), strict=True))

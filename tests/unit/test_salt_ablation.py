@@ -325,6 +325,17 @@ def test_the_numbers_of_the_table_are_those_worked_out_by_hand(
     assert rows["en"][:2] == ["en", "source"]
 
 
+def test_gains_are_against_the_baseline_asked_for(
+    studies: Path, results: Path, scripts: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["small", "--studies", str(studies), "--results", str(results), "--baseline"]
+    assert scripts.table.main([*words, "salt"]) == 0
+    rows = {line.split("|")[1].strip(): cells(line) for line in capsys.readouterr().out.splitlines() if "|" in line}
+    assert rows["salt"][2] == "–" and rows["none"][2] == "-1.00"
+    assert scripts.table.main([*words, "slat"]) == 2
+    assert "has no arm 'slat': did you mean 'salt'?" in capsys.readouterr().err
+
+
 def test_only_pairs_with_the_same_seed_are_compared(
     studies: Path, results: Path, scripts: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,10 +11,11 @@ Shapes: T tokens, V vocabulary of one language, D width, N queries.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from xsalt import distributed
 from xsalt.data.dataset import Dataset
+from xsalt.distill.parts import read_sealed, write_sealed
 from xsalt.errors import UserError
 from xsalt.logging import Progress
 from xsalt.text.language_vocab import LanguageVocabularies
@@ -62,6 +65,15 @@ class Anchors:
         return torch.cat(parts) if parts else torch.zeros(0, device=queries_ND.device)
 
 
+def read_passages(path: Path) -> list[tuple[int, str]]:
+    """Lines of a text file that aren't empty, with their numbers from 0. Raises ``UserError`` if it isn't UTF-8."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start}): convert it first") from error
+    return [(number, line.strip()) for number, line in enumerate(lines) if line.strip()]
+
+
 def read_texts(text: str | None, languages: Sequence[str]) -> dict[str, list[str]]:
     """Language -> its passages, from files ``LL.txt``.
 
@@ -70,42 +82,103 @@ def read_texts(text: str | None, languages: Sequence[str]) -> dict[str, list[str
     """
     if not text:
         raise UserError("distill.method=anchors needs plain text: vocabulary.text=DIR with a file LL.txt a language")
-    found = {}
+    found: dict[str, list[str]] = {}
     for language in languages:
         path = Path(text) / f"{language}.txt"
         try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 (byte {error.start}): convert it first") from error
+            found[language] = [line for _, line in read_passages(path)]
         except OSError as error:
             raise UserError(f"{path}: distill.method=anchors needs it for {language!r}: {error.strerror}") from error
-        found[language] = [line for line in lines if line]
         if not found[language]:
             raise UserError(f"{path}: no text in it, distill.method=anchors needs some for {language!r}")
     return found
 
 
-def fit_anchors(model: Any, vocabularies: LanguageVocabularies, texts: Mapping[str, Dataset], layer: int) -> Anchors:
-    """One pass of the encoder, up to the layer, over all texts. Call it inside ``inference``."""
-    means, rows, seen = {}, {}, {}
-    progress = Progress(sum(len(data) for data in texts.values()), "anchors", "passage")
-    for language, data in texts.items():
-        ids = vocabularies.ids[language].astype(np.int64)
-        total_D, sum_VD, count_V, tokens = _sums(model, data, ids, layer, progress)
-        means[language] = total_D / max(1, tokens)
-        table_VD = model.embeddings.word.rows(torch.from_numpy(ids).to(total_D.device)).float()
-        anchor_VD = sum_VD / count_V.clamp(min=1)[:, None] - means[language]
-        seen[language] = count_V > 0
-        plain_VD = table_VD - table_VD.mean(0, keepdim=True)
-        rows[language] = F.normalize(torch.where(seen[language][:, None], anchor_VD, plain_VD))
+class Sums(NamedTuple):
+    """Of the states of a text without its special tokens: of all, and by id of the vocabulary.
+
+    Attributes:
+        tokens: how many states there are.
+    """
+
+    total_D: Tensor
+    sum_VD: Tensor
+    count_V: Tensor
+    tokens: int
+
+
+@dataclass(frozen=True)
+class SumsFolder:
+    """Sums in files, one a language, so that each text is read once for all tables of a model.
+
+    Attributes:
+        model: fingerprint of its weights.
+    """
+
+    folder: Path
+    model: str
+
+    def write(self, of: str, sums: Sums) -> None:
+        """Keeps them, all or nothing. ``of``: all that they are a function of beside the model."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        arrays = [array.cpu().numpy().astype("<f4").tobytes() for array in sums[:3]]
+        write_sealed(self._path(of), self.model + of, b"".join(arrays) + sums.tokens.to_bytes(8, "little"))
+
+    def read(self, of: str, ids: int, width: int) -> Sums | None:
+        """Those of a vocabulary of so many ids; None if they aren't there whole."""
+        content = read_sealed(self._path(of), self.model + of)
+        if content is None:
+            return None
+        flat = torch.from_numpy(np.frombuffer(content[:-8], dtype="<f4").copy())
+        end = width + ids * width
+        total_D, sum_VD, count_V = flat[:width], flat[width:end], flat[end:]
+        return Sums(total_D, sum_VD.view(ids, width), count_V, int.from_bytes(content[-8:], "little"))
+
+    def _path(self, of: str) -> Path:
+        return self.folder / f"{hashlib.sha256((self.model + of).encode()).hexdigest()[:32]}.sums"
+
+
+def fit_anchors(
+    model: Any, vocabularies: LanguageVocabularies, texts: Mapping[str, Dataset], layer: int, kept: SumsFolder
+) -> Anchors:
+    """One pass of the encoder, up to the layer, over the texts that ``kept`` lacks. Call it inside ``inference``.
+
+    Each language is one rank's, so that its sums are added up in the same order whatever the number of ranks.
+    """
+    device = next(model.parameters()).device
+    ids = {language: vocabularies.ids[language].astype(np.int64) for language in texts}
+
+    def read(language: str) -> Sums | None:
+        return kept.read(_key(texts[language], ids[language], layer), len(ids[language]), model.config.hidden_size)
+
+    missing = distributed.from_first([name for name in texts if read(name) is None] if distributed.is_first() else [])
+    mine = [missing[index] for index in distributed.my_share([len(texts[name].ids) for name in missing])]
+    progress = Progress(sum(len(texts[language]) for language in mine), "anchors", "passage")
+    for language in mine:
+        sums = _sum_states(model, texts[language], ids[language], layer, progress)
+        kept.write(_key(texts[language], ids[language], layer), sums)
     progress.close()
+    distributed.wait_for_all()
+
+    means, rows, seen = {}, {}, {}
+    for language in texts:
+        found = read(language)
+        if found is None:
+            raise UserError(f"{kept.folder}: the sums of {language} for distill.method=anchors are gone: start again")
+        mean_D, count_V = found.total_D.to(device) / max(1, found.tokens), found.count_V.to(device)
+        table_VD = model.embeddings.word.rows(torch.from_numpy(ids[language]).to(device)).float()
+        anchor_VD = found.sum_VD.to(device) / count_V.clamp(min=1)[:, None] - mean_D
+        plain_VD = table_VD - table_VD.mean(0, keepdim=True)
+        means[language], seen[language] = mean_D, count_V > 0
+        rows[language] = F.normalize(torch.where(seen[language][:, None], anchor_VD, plain_VD))
     return Anchors(means, rows, seen)
 
 
-def _sums(
-    model: Any, data: Dataset, ids: npt.NDArray[np.int64], layer: int, progress: Progress
-) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Sum of all states, sums and counts by id, and how many tokens there are; special tokens are left out."""
+def _key(data: Dataset, ids: npt.NDArray[np.int64], layer: int) -> str:
+    return f" {data.fingerprint} {hashlib.sha256(ids.tobytes()).hexdigest()} {layer} {BLOCK}"
+
+
+def _sum_states(model: Any, data: Dataset, ids: npt.NDArray[np.int64], layer: int, progress: Progress) -> Sums:
     device = next(model.parameters()).device
     place_V = np.full(model.config.vocab_size, len(ids), dtype=np.int64)
     place_V[ids] = np.arange(len(ids))
@@ -123,4 +196,4 @@ def _sums(
         total_D += h_TD[inside].sum(0)
         tokens += len(inside)
         progress.step(len(block))
-    return total_D, sum_VD[:-1], count_V[:-1], tokens
+    return Sums(total_D, sum_VD[:-1], count_V[:-1], tokens)

@@ -9,14 +9,16 @@ Shapes: T tokens of a span, L languages, k best, D width.
 from __future__ import annotations
 
 import itertools
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from xsalt import distributed
 from xsalt.data.dataset import Dataset
 from xsalt.data.substitutions import Ids, Probabilities, TableWriter
 from xsalt.distill.parts import Parts
@@ -49,7 +51,7 @@ class Builder:
 
     Attributes:
         in_flight: blocks whose queries are in memory at once. It bounds the memory and changes nothing else.
-        tokens: how many were scored by this process.
+        tokens, seconds: how many were scored by this process, and how long that took.
     """
 
     scorer: Scorer
@@ -67,13 +69,21 @@ class Builder:
         offsets = self.dataset.offsets
         return slice(int(offsets[span * SPAN]), int(offsets[min((span + 1) * SPAN, len(self.dataset))]))
 
-    def build_shard(self, first: int, last: int) -> None:
-        """Scores the spans from ``first`` to before ``last`` that aren't there yet."""
+    def build_missing(self) -> None:
+        """Scores the spans that aren't there yet, each on one rank."""
+        looked_at = distributed.my_share([1] * self.spans)
+        found = distributed.from_all([span for span in looked_at if not self._is_there(span)])
+        missing = sorted(itertools.chain.from_iterable(found))
+        lengths = [self.tokens_of(span).stop - self.tokens_of(span).start for span in missing]
+        mine = [missing[index] for index in distributed.my_share(lengths)]
+        self.build(mine, (self.spans - len(missing)) * SPAN)
+
+    def build(self, spans: Sequence[int], done: int = 0) -> None:
+        """Scores these spans. ``done``: examples that are scored already, for the progress that is shown."""
         began = time.monotonic()
-        done = [self._is_there(span) for span in range(first, last)]
-        examples = min(last * SPAN, len(self.dataset)) - first * SPAN
-        progress = Progress(examples, "substitutions", "example", start=sum(done) * SPAN)
-        for span in (first + i for i, there in enumerate(done) if not there):
+        examples = sum(min((span + 1) * SPAN, len(self.dataset)) - span * SPAN for span in spans)
+        progress = Progress(done + examples, "substitutions", "example", start=done)
+        for span in spans:
             self.parts.write(span, *self._score(span, progress))
             self.tokens += self.tokens_of(span).stop - self.tokens_of(span).start
         progress.close()
@@ -105,14 +115,27 @@ class Builder:
             progress.step(end - start)
         return ids_TLk, probability_TLk
 
-    def merge(self, table: TableWriter, words_V: npt.NDArray[np.bool_], vocabulary: Mapping[str, int]) -> None:
+    def tokens_per_s(self) -> float:
+        """Tokens scored in a second, by all ranks together; all must ask."""
+        (tokens,), (seconds,) = distributed.sum_over_ranks([self.tokens]), distributed.max_over_ranks([self.seconds])
+        return round(tokens / max(1e-9, seconds), 1)
+
+    def merge(
+        self,
+        table: TableWriter,
+        words_V: npt.NDArray[np.bool_],
+        vocabulary: Mapping[str, int],
+        tokens_per_s: float = 0.0,
+    ) -> None:
         """Puts all spans into the table, with its statistics.
 
         Args:
             words_V: pieces that are (parts of) words.
             vocabulary: size of each language's vocabulary.
+            tokens_per_s: of all ranks together.
         """
         tally = Tally(words_V, len(table.languages), THRESHOLD)
+        os.listdir(self.parts.folder)  # a network file system may remember that other ranks' parts weren't there
         for span in range(self.spans):
             tokens = self.tokens_of(span)
             part = self.parts.read(span, tokens.stop - tokens.start)
@@ -123,6 +146,6 @@ class Builder:
         table.stats = {
             **tally.stats(table.languages, vocabulary),
             "tokens": len(self.dataset.ids),
-            "tokens_per_s": round(self.tokens / max(1e-9, self.seconds), 1),
+            "tokens_per_s": tokens_per_s,
             "fingerprint": table.fingerprint,
         }

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from xsalt import distributed
 from xsalt.data.substitutions import Ids, Probabilities
 from xsalt.errors import UserError
 from xsalt.logging import say
@@ -40,24 +41,14 @@ class Parts:
     def write(self, span: int, ids_TLk: Ids, probability_TLk: Probabilities) -> None:
         """Keeps a span, all or nothing. It is on the disk when this returns."""
         content = ids_TLk.astype("<i4").tobytes() + probability_TLk.astype("<f2").tobytes()
-        partial = self.folder / f"{span}.{os.getpid()}"
-        with partial.open("wb") as file:
-            file.write(content + self._seal(span, content))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self._path(span))
-        _flush_folder(self.folder)
+        write_sealed(self._path(span), self._about(span), content)
 
     def read(self, span: int, tokens: int) -> tuple[Ids, Probabilities] | None:
         """Ids and probabilities of a span of so many tokens; None if it isn't there whole."""
-        try:
-            raw = self._path(span).read_bytes()
-        except OSError:
-            return None
-        content, seal = raw[:-32], raw[-32:]
+        content = read_sealed(self._path(span), self._about(span))
         shape = (tokens, *self.shape)
         cut = 4 * int(np.prod(shape))
-        if len(content) * 2 != cut * 3 or self._seal(span, content) != seal:
+        if content is None or len(content) * 2 != cut * 3:
             return None
         ids = np.frombuffer(content[:cut], dtype="<i4").reshape(shape)
         return ids, np.frombuffer(content[cut:], dtype="<f2").reshape(shape)
@@ -65,8 +56,35 @@ class Parts:
     def _path(self, span: int) -> Path:
         return self.folder / f"{span}.part"
 
-    def _seal(self, span: int, content: bytes) -> bytes:
-        return hashlib.sha256(f"{self.fingerprint} {span} {self.shape} ".encode() + content).digest()
+    def _about(self, span: int) -> str:
+        return f"{self.fingerprint} {span} {self.shape} "
+
+
+def write_sealed(path: Path, about: str, content: bytes) -> None:
+    """Writes a file, all or nothing, with the SHA-256 of what it is about and says. It is on the disk afterwards."""
+    partial = path.with_name(f"{path.stem}.{os.getpid()}")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.write(_seal(about, content))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    _flush_folder(path.parent)
+
+
+def read_sealed(path: Path, about: str) -> bytes | None:
+    """What ``write_sealed`` wrote about the same; None if it isn't there whole."""
+    try:
+        raw = path.read_bytes()
+    except OSError:
+        return None
+    return raw[:-32] if _seal(about, raw[:-32]) == raw[-32:] else None
+
+
+def _seal(about: str, content: bytes) -> bytes:
+    digest = hashlib.sha256(about.encode())
+    digest.update(content)
+    return digest.digest()
 
 
 def _flush_folder(folder: Path) -> None:
@@ -115,6 +133,27 @@ def workplace(folder: Path) -> Iterator[Path]:
             lock.unlink()  # only after success: after a failure the parts wait for the next process, under this lock
     finally:
         os.close(handle)
+
+
+@contextmanager
+def shared_workplace(folder: Path) -> Iterator[Path]:
+    """``workplace`` for all ranks together: rank 0 holds it, and all work in it.
+
+    Raises:
+        UserError: if a rank doesn't see it.
+    """
+    with contextlib.ExitStack() as held:
+        place = held.enter_context(workplace(folder)) if distributed.is_first() else folder
+        distributed.wait_for_all()  # another process may have it
+        place = folder.parent / distributed.from_first(place.name)
+        seen = distributed.from_all(place.is_dir())
+        blind = [str(number) for number, sees in enumerate(seen) if not sees]
+        if blind:
+            raise UserError(
+                f"{folder.parent}: rank {', '.join(blind)} doesn't see what rank 0 writes in it: "
+                "set XSALT_CACHE to one folder for all ranks, on a file system that their machines share"
+            )
+        yield place
 
 
 def _acquire(lock: Path, folder: Path) -> int | None:

@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from xsalt import distributed
 from xsalt.config_distill import DistillConfig
 from xsalt.data.dataset import Dataset
 from xsalt.data.substitutions import MANIFEST, SubstitutionTable, fingerprint_of, new_table, table_fingerprint
-from xsalt.distill.anchors import fit_anchors
+from xsalt.distill.anchors import SumsFolder, fit_anchors
 from xsalt.distill.build import BLOCK, SPAN, Builder, ids_in
-from xsalt.distill.parts import Parts, workplace, writable
+from xsalt.distill.parts import Parts, shared_workplace, writable
 from xsalt.distill.report import warn_if_nothing
 from xsalt.distill.scoring import Scorer
 from xsalt.distill.shortlist import ShortlistScorer
@@ -84,7 +85,7 @@ def ensure_table(
     in_flight: int = IN_FLIGHT,
     texts: Mapping[str, Dataset] | None = None,
 ) -> SubstitutionTable:
-    """The substitution table of a data set: the one that is there already, or a new one.
+    """The substitution table of a data set: the one that is there already, or a new one. All ranks build it together.
 
     Args:
         model: makes the pretrained model, before any fine-tuning; called only if the table has to be built.
@@ -102,6 +103,7 @@ def ensure_table(
     targets = target_languages(vocabularies, languages, source)
     synonyms = synonym_languages(vocabularies, source) if config.synonyms else ()
     made = model() if fingerprint is None else None
+    weights = fingerprint or model_fingerprint(made)
     unused = {
         "mlm": ("layer", "temperature", "shortlist", "passages"),
         "lens": ("passages",),
@@ -112,7 +114,7 @@ def ensure_table(
     used = (*targets, *synonyms, *(texts or ()))  # hubness of anchors reads those of the source languages too
     key = table_fingerprint(
         {
-            "model": fingerprint or model_fingerprint(made),
+            "model": weights,
             "tokenizer": tokenizer.fingerprint,
             "dataset": dataset.fingerprint,
             "languages": targets,
@@ -123,11 +125,22 @@ def ensure_table(
         }
     )
     place = cache / "substitutions" / key[:32]
-    if not (place / MANIFEST).is_file():
-        languages = (*targets, *synonyms)
-        scorer = made or model()
+    # Only rank 0 looks: a network file system would tell the others of an absent file for some time after it is there.
+    if not distributed.from_first(distributed.is_first() and (place / MANIFEST).is_file()):
         build_table(
-            scorer, tokenizer, dataset, languages, vocabularies, config, method, place, key, synonyms, in_flight, texts
+            made or model(),
+            tokenizer,
+            dataset,
+            (*targets, *synonyms),
+            vocabularies,
+            config,
+            method,
+            place,
+            key,
+            synonyms,
+            in_flight,
+            texts,
+            SumsFolder(cache / "anchors", weights),
         )
     table = SubstitutionTable.open(place, key)
     warn_if_nothing(table.stats())
@@ -162,31 +175,34 @@ def build_table(
     source: Sequence[str] = (),
     in_flight: int = IN_FLIGHT,
     texts: Mapping[str, Dataset] | None = None,
+    sums: SumsFolder | None = None,
 ) -> None:
-    """Scores the whole data set and puts the table at ``folder``, all or nothing.
+    """Scores the whole data set and puts the table at ``folder``, all or nothing. Ranks share the spans, rank 0 merges.
 
     Killed, it goes on where it was when it is called again. Of two processes with one folder the second waits, and does
     nothing if it finds the table then.
 
     Args:
         languages: those of the table, in its order; ``source`` those among them that are source languages.
+        sums: where those of the anchors are kept; None: beside the parts, as long as the table is being made.
 
     Raises:
         UserError: if there is nothing to score with, or the folder can't be written.
     """
     if method != "mlm" and config.layer > model.config.layers:
         raise UserError(f"distill.layer={config.layer}: the encoder has hidden layers 0 to {model.config.layers}")
-    with writable(folder), workplace(folder) as place:
-        if fingerprint_of(folder) == fingerprint:
+    with writable(folder), shared_workplace(folder) as place:
+        if distributed.from_first(distributed.is_first() and fingerprint_of(folder) == fingerprint):
             return
         say(
             f"substitutions: {len(dataset)} examples, {len(languages)} languages ({', '.join(languages)}), "
             f"scored by the model's {_METHODS[method]}"
         )
-        for left in place.glob(".*"):
+        for left in place.glob(".*") if distributed.is_first() else ():
             shutil.rmtree(left)  # a table that was being put together when its process was killed
         with inference(model):
-            anchors = fit_anchors(model, vocabularies, texts, config.layer) if texts else None
+            sums = sums or SumsFolder(place, fingerprint)
+            anchors = fit_anchors(model, vocabularies, texts, config.layer, sums) if texts else None
             spoken = [dataset.languages[int(index)] for index in np.unique(dataset.language)]
             scorer = Scorer(model, tokenizer, vocabularies, languages, config, method, source, anchors, spoken)
             if not any(len(c.ids_V) for kind in scorer.candidates.values() for c in kind):
@@ -195,11 +211,16 @@ def build_table(
                 scorer = ShortlistScorer(scorer, tokenizer, ids_in(dataset))
             parts = Parts(place, fingerprint, (len(languages), config.k))
             builder = Builder(scorer, dataset, parts, in_flight)
-            builder.build_shard(0, builder.spans)
-        with new_table(folder, len(dataset.ids), languages, config.k, fingerprint, source, place) as table:
-            builder.merge(table, scorer.words_V, {name: len(vocabularies.ids[name]) for name in languages})
-        shutil.rmtree(place)
-    say(f"substitutions: {builder.tokens} tokens at {table.stats['tokens_per_s']:.0f} tokens/s, kept in {folder}")
+            builder.build_missing()
+        distributed.wait_for_all()
+        speed = builder.tokens_per_s()
+        if distributed.is_first():
+            sizes = {name: len(vocabularies.ids[name]) for name in languages}
+            with new_table(folder, len(dataset.ids), languages, config.k, fingerprint, source, place) as table:
+                builder.merge(table, scorer.words_V, sizes, speed)
+            shutil.rmtree(place)
+        distributed.wait_for_all()
+    say(f"substitutions: scored at {speed:.0f} tokens/s, kept in {folder}")
 
 
 _METHODS = {"mlm": "masked-language-model head", "lens": "embedding table (lens)", "anchors": "mean states (anchors)"}

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from xsalt import __version__
+from xsalt import __version__, distributed
 from xsalt.batch import IGNORE
 from xsalt.checkpoint import atomic_file
 from xsalt.data.batching import plan_batches
@@ -41,58 +42,114 @@ def evaluation_mode(model: Any, precision: str, device: torch.device) -> Iterato
         yield
 
 
+@dataclass(frozen=True)
+class Share:
+    """The evaluation batches of some data sets, and which of them are this rank's.
+
+    All batches are the same ones for any number of ranks, since the width of a batch changes the last bits of its
+    results. Those of all data sets are shared together: a single small one may have fewer than there are ranks.
+    """
+
+    batches: list[tuple[int, npt.NDArray[np.int64]]]
+    """Number of the data set, numbers of its examples."""
+    mine: list[int]
+
+    @classmethod
+    def of(cls, datasets: Sequence[Dataset], device: torch.device) -> Share:
+        tokens = EVALUATION_TOKENS[device.type]
+        batches = [
+            (number, indices)
+            for number, dataset in enumerate(datasets)
+            for indices in plan_batches(dataset.lengths, max_tokens=tokens, shuffle=False)
+        ]
+        weights = [int(datasets[number].lengths[indices].sum()) for number, indices in batches]
+        return cls(batches, distributed.my_share(weights))
+
+
 def classify(
     model: Any, dataset: Dataset, precision: str, device: torch.device, progress: Progress | None = None
 ) -> np.ndarray:
-    """probability_NC (float32) of every example, in the data set's order."""
-    model.embeddings.word.grow(np.unique(dataset.ids))
-    parts: list[tuple[np.ndarray, torch.Tensor]] = []
-    plan = plan_batches(
-        dataset.lengths, size=None, max_tokens=EVALUATION_TOKENS[device.type], seed=0, epoch=0, shuffle=False
-    )
+    """probability_NC (float32) of every example, in the data set's order; ``classify_all`` of one data set."""
+    return classify_all(model, [dataset], precision, device, progress)[0]
+
+
+def classify_all(
+    model: Any, datasets: Sequence[Dataset], precision: str, device: torch.device, progress: Progress | None = None
+) -> list[np.ndarray]:
+    """``classify`` of each data set. Ranks share the batches, and all get all rows; all must call this."""
+    for dataset in datasets:
+        model.embeddings.word.grow(np.unique(dataset.ids))
+    share, parts = Share.of(datasets, device), dict[int, torch.Tensor]()
     with evaluation_mode(model, precision, device):
-        for indices in plan:
-            batch = dataset.batch(indices, seed=0, epoch=0).to(device)
+        for place in share.mine:
+            number, indices = share.batches[place]
+            batch = datasets[number].batch(indices, seed=0, epoch=0).to(device)
             hidden = model.encode(model.embed(batch), batch.layout)
-            parts.append((indices, model.classify(hidden, batch.layout).float().softmax(-1)))
+            parts[place] = model.classify(hidden, batch.layout).float().softmax(-1)
             if progress is not None:
                 progress.step(len(indices))
-    classes = parts[0][1].shape[1] if parts else 0
-    probability_NC = np.zeros((len(dataset), classes), dtype=np.float32)
-    for indices, probability in parts:
-        probability_NC[indices] = probability.cpu().numpy()
-    return probability_NC
+    rows: dict[int, np.ndarray] = {}
+    for of_rank in distributed.from_all({place: part.cpu().numpy() for place, part in parts.items()}):
+        rows |= of_rank
+    classes = rows[0].shape[1] if rows else 0
+    found = [np.zeros((len(dataset), classes), dtype=np.float32) for dataset in datasets]
+    for place, (number, indices) in enumerate(share.batches):
+        found[number][indices] = rows[place]
+    return found
 
 
-def accuracy_of_labels(
-    model: Any, dataset: Dataset, precision: str, device: torch.device, progress: Progress | None = None
-) -> LanguageResult:
-    """Share of the labelled examples whose most probable class is theirs."""
-    probability_NC = classify(model, dataset, precision, device, progress)
-    counted = dataset.label != IGNORE
-    right = (probability_NC.argmax(-1) == dataset.label) & counted
-    return LanguageResult(float(right.sum() / max(1, counted.sum())), int(counted.sum()), probability_NC)
+def accuracy_of_labels(model: Any, dataset: Dataset, precision: str, device: torch.device) -> LanguageResult:
+    """Share of the labelled examples whose most probable class is theirs, the same on all ranks; all must call this."""
+    return accuracies_of_labels(model, [dataset], precision, device)[0]
+
+
+def accuracies_of_labels(
+    model: Any, datasets: Sequence[Dataset], precision: str, device: torch.device, progress: Progress | None = None
+) -> list[LanguageResult]:
+    """``accuracy_of_labels`` of each data set."""
+    found = []
+    for dataset, probability_NC in zip(
+        datasets, classify_all(model, datasets, precision, device, progress), strict=True
+    ):
+        counted = dataset.label != IGNORE
+        right = (probability_NC.argmax(-1) == dataset.label) & counted
+        found.append(LanguageResult(float(right.sum() / max(1, counted.sum())), int(counted.sum()), probability_NC))
+    return found
 
 
 def accuracy_of_tokens(
-    model: Any, criterion: Any, dataset: Dataset, precision: str, device: torch.device, progress: Progress | None = None
+    model: Any, criterion: Any, dataset: Dataset, precision: str, device: torch.device
 ) -> LanguageResult:
-    """Share of the positions picked by a masked-language criterion whose token it predicts, always the same ones."""
-    model.embeddings.word.grow(np.union1d(np.unique(dataset.ids), criterion.vocabulary_ids()))
-    right: float | torch.Tensor = 0.0
-    counted: float | torch.Tensor = 0.0
-    plan = plan_batches(
-        dataset.lengths, size=None, max_tokens=EVALUATION_TOKENS[device.type], seed=0, epoch=0, shuffle=False
-    )
+    """Share of the positions picked by a masked-language criterion whose token it predicts, always the same ones; the
+    same on all ranks, and all must call this."""
+    return accuracies_of_tokens(model, criterion, [dataset], precision, device)[0]
+
+
+def accuracies_of_tokens(
+    model: Any,
+    criterion: Any,
+    datasets: Sequence[Dataset],
+    precision: str,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> list[LanguageResult]:
+    """``accuracy_of_tokens`` of each data set."""
+    for dataset in datasets:
+        model.embeddings.word.grow(np.union1d(np.unique(dataset.ids), criterion.vocabulary_ids()))
+    share = Share.of(datasets, device)
+    right: list[float | torch.Tensor] = [0.0] * len(datasets)
+    counted: list[float | torch.Tensor] = [0.0] * len(datasets)
     with evaluation_mode(model, precision, device):
-        for indices in plan:
-            batch = criterion.prepare(dataset.batch(indices, seed=0, epoch=0)).to(device)
+        for number, indices in (share.batches[place] for place in share.mine):
+            batch = criterion.prepare(datasets[number].batch(indices, seed=0, epoch=0)).to(device)
             hidden = model.encode(model.embed(batch), batch.layout, keep=criterion.layers, last=max(criterion.layers))
             good, n = criterion(model, hidden, batch).log["accuracy"]
-            right, counted = right + good, counted + n
+            right[number], counted[number] = right[number] + good, counted[number] + n
             if progress is not None:
                 progress.step(len(indices))
-    return LanguageResult(float(right) / max(1.0, float(counted)), int(counted))
+    sums = distributed.sum_over_ranks([float(value) for value in (*right, *counted)])
+    pairs = zip(sums[: len(datasets)], sums[len(datasets) :], strict=True)
+    return [LanguageResult(good / max(1.0, n), int(n)) for good, n in pairs]
 
 
 def averages(accuracies: Mapping[str, float], source: Sequence[str]) -> dict[str, float | None]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from xsalt.distributed import is_sharded
 from xsalt.kernels.layer import weights_stay
 from xsalt.memory import give_back_freed_memory, keep_freed_memory
 
@@ -19,8 +20,12 @@ def inference(model: Any) -> Iterator[None]:
     model.eval()
     keep_freed_memory()
     try:
-        with torch.inference_mode(), weights_stay():
-            yield
+        if any(is_sharded(p) for p in model.parameters()):  # whole weights come and go, layer by layer
+            with torch.no_grad():
+                yield
+        else:
+            with torch.inference_mode(), weights_stay():
+                yield
     finally:
         model.train(was)
         give_back_freed_memory()

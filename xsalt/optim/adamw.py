@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xsalt import kernels
+from xsalt.distributed import is_sharded, own_part, sharded_like, sum_over_ranks, whole
 from xsalt.kernels import cpu
 
 
@@ -35,7 +36,7 @@ class AdamW(torch.optim.AdamW):
             for p in parameters:
                 p.grad = p.grad.to_dense() if p.grad.is_sparse else p.grad
             if scale != 1.0 and parameters:
-                torch._foreach_mul_([p.grad for p in parameters], scale)
+                torch._foreach_mul_([own_part(p.grad) for p in parameters], scale)
             super().step()
             return
         for group in self.param_groups:
@@ -50,10 +51,10 @@ class AdamW(torch.optim.AdamW):
             steps = [state["step"] for state in states]
             torch._foreach_add_(steps, 1)
             cpu.adamw_(
-                updated,
-                [p.grad.coalesce() if p.grad.is_sparse else p.grad for p in updated],
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
+                [own_part(p) for p in updated],
+                [p.grad.coalesce() if p.grad.is_sparse else own_part(p.grad) for p in updated],
+                [own_part(state["exp_avg"]) for state in states],
+                [own_part(state["exp_avg_sq"]) for state in states],
                 torch.stack(steps).tolist(),
                 lr=float(group["lr"]),
                 weight_decay=group["weight_decay"],
@@ -64,10 +65,17 @@ class AdamW(torch.optim.AdamW):
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Two groups: matrices and tables decay, biases and LayerNorm weights (every one-dimensional parameter) do not."""
-    decay = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    """Two groups: matrices and tables decay, biases and LayerNorm weights (every one-dimensional parameter) do not.
+
+    What is split over ranks has two groups more, as PyTorch's optimizers take no mixture.
+    """
+    groups: list[dict[str, object]] = []
+    for sharded in (False, True):
+        own = [p for p in model.parameters() if p.requires_grad and is_sharded(p) == sharded]
+        if own or not sharded:
+            groups.append({"params": [p for p in own if p.ndim >= 2], "weight_decay": weight_decay})
+            groups.append({"params": [p for p in own if p.ndim < 2], "weight_decay": 0.0})
+    return groups
 
 
 def make_adamw(model: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float], eps: float) -> AdamW:
@@ -83,6 +91,14 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
             if p.grad.is_sparse:
                 p.grad = p.grad.coalesce()
             grads.append(p.grad)
+    parts = [own_part(grad) for grad in grads if is_sharded(grad)]
+    if parts:
+        (of_parts,) = sum_over_ranks([_norm(parts) ** 2])
+        return math.sqrt(_norm([grad for grad in grads if not is_sharded(grad)]) ** 2 + of_parts)
+    return _norm(grads)
+
+
+def _norm(grads: list[Tensor]) -> float:
     if not grads:
         return 0.0
     if all(grad.dtype == torch.float32 and cpu.takes(grad) for grad in grads):
@@ -102,7 +118,7 @@ def state_tensors(optimizer: torch.optim.AdamW, names: dict[int, str]) -> dict[s
         names: ``id(parameter)`` -> name.
     """
     return {
-        f"{names[id(parameter)]}.{key}": value.detach().to("cpu", copy=True)
+        f"{names[id(parameter)]}.{key}": whole(value.detach()).to("cpu", copy=True)
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
     }
@@ -117,4 +133,5 @@ def load_state_tensors(
         parameter = parameters.get(name)
         if parameter is None or (part != "step" and value.shape != parameter.shape):
             raise ValueError(f"optimizer tensor {key!r} of shape {tuple(value.shape)} fits no parameter")
-        optimizer.state[parameter][part] = value.clone().to(parameter.device)
+        placed = value.clone().to(parameter.device)
+        optimizer.state[parameter][part] = placed if part == "step" else sharded_like(placed, parameter)

@@ -105,8 +105,19 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) of everything that decides which ids a text gets."""
-        return hashlib.sha256(f"{self.family}\n{self._json}".encode()).hexdigest()
+        """SHA-256 (hexadecimal) of everything that decides which ids a text gets.
+
+        Scores of a unigram vocabulary count as the float32 that they were trained as: the reader of ``tokenizer.json``
+        is off by the last bit of a float64 now and then, and a saved tokenizer is still the same one.
+        """
+        content = json.loads(self._json)
+        digest = hashlib.sha256(self.family.encode())
+        if isinstance(self._backend.model, models.Unigram):
+            vocabulary = content["model"].pop("vocab")
+            digest.update(np.array([score for _, score in vocabulary], dtype=np.float32).tobytes())
+            content["model"]["vocab"] = [piece for piece, _ in vocabulary]
+        digest.update(json.dumps(content, sort_keys=True).encode())
+        return digest.hexdigest()
 
     @cached_property
     def _json(self) -> str:
@@ -240,8 +251,9 @@ def load_tokenizer(path: Path, family: Family | None = None) -> Tokenizer:
         raise UserError(
             f"{file}: neither [CLS] nor <s> is in the vocabulary: a tokenizer like BERT's or XLM-R's is needed"
         )
-    if len(found) > 1:  # the configuration spells [CLS] in its own way: the kind of model tells
-        found = [family or ("bert" if isinstance(backend.model, models.WordPiece) else "xlm-roberta")]
+    if len(found) > 1:  # the configuration spells it, <s> for a BERT-like encoder too (e5); or in a way of its own
+        spelt: list[Family] = [f for f in found if SPECIAL_TOKENS[f]["cls"] == special.get("cls")]
+        found = spelt or [family or ("bert" if isinstance(backend.model, models.WordPiece) else "xlm-roberta")]
     return Tokenizer(backend, found[0], str(file), special)
 
 

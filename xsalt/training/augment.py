@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from xsalt import distributed
 from xsalt.batch import IGNORE
 from xsalt.config import Composed
 from xsalt.data.dataset import Dataset, Example
+from xsalt.distill.anchors import read_passages
 from xsalt.distill.lexicon import find_lexicons
 from xsalt.distill.report import describe, measure, samples, warn_if_nothing
 from xsalt.errors import UserError
 from xsalt.logging import say
-from xsalt.text.vocabulary_backends import build_vocabularies
 from xsalt.training.quality import chrf_of_dev
 from xsalt.training.run import Setup
-from xsalt.training.tables import substitution_table
+from xsalt.training.tables import substitution_table, vocabularies_of
 
 
 def augment(config: Composed, corpus: str, lexicon: str | None, sample: int, threshold: float, out: str | None) -> int:
-    """Builds or finds the substitution table of a corpus, and reports on it.
+    """Builds or finds the substitution table of a corpus, and reports on it: ranks build it together, rank 0 reports.
 
     Args:
         corpus: ``train``, ``dev``, or a file in one of the task's formats (``.txt``: a passage a line).
@@ -29,11 +30,11 @@ def augment(config: Composed, corpus: str, lexicon: str | None, sample: int, thr
     """
     setup = Setup.open(config)
     dataset = read_corpus(setup, corpus)
-    vocabularies = build_vocabularies(
-        setup.tokenizer, setup.languages, setup.source, config.train.vocabulary, setup.cache
-    )
+    vocabularies = vocabularies_of(setup)
     lexicons = find_lexicons(Path(lexicon), setup.source[0], _targets(setup)) if lexicon else {}
     table = substitution_table(setup, dataset, vocabularies)
+    if not distributed.is_first():
+        return 0
     if out:
         table = table.copy_to(Path(out))
     has_vocabulary = {language: path for language, path in lexicons.items() if language in table.languages}
@@ -62,17 +63,10 @@ def read_corpus(setup: Setup, corpus: str) -> Dataset:
     elif not Path(corpus).is_file():
         raise UserError(f"corpus={corpus}: no such file; write corpus=train, corpus=dev or corpus=FILE")
     elif Path(corpus).suffix == ".txt":
-        examples = {setup.source[0]: _read_text(Path(corpus))}
+        passages = read_passages(Path(corpus))
+        examples = {setup.source[0]: [Example(text, None, IGNORE, str(number)) for number, text in passages]}
     else:
         examples = setup.task.read_files([corpus], setup.source)
     if not any(examples.values()):
         raise UserError(f"corpus={corpus}: no examples in {', '.join(setup.source)}")
     return setup.tokenise(examples)
-
-
-def _read_text(path: Path) -> list[Example]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start}): convert it first") from error
-    return [Example(line.strip(), None, IGNORE, str(i)) for i, line in enumerate(lines) if line.strip()]

@@ -39,14 +39,15 @@ def offenders(
 ) -> list[str]:
     """Names of the examples of those micro-batches, of all ranks, whose loss or gradient is not finite.
 
-    Each is computed with once more, alone, which dropout by key makes the same computation. If none fails alone, it is
-    all of the update's examples.
+    Each is computed with once more, alone, which dropout by key makes the same computation. It is all of the update's
+    examples if none fails alone, or if the encoder is split over ranks.
     """
     step = getattr(step, "module", step)
     device = next(step.parameters()).device
     trained = [p for p in step.parameters() if p.requires_grad]
     bad = []
-    for batch in batches:
+    split = any(distributed.is_sharded(p) for p in trained)  # then every pass is one of all ranks together
+    for batch in () if split else batches:
         placed = batch.to(device)
         set_dropout_key(step.model, seed, update, placed)
         loss, _ = step(placed, counts)

@@ -97,7 +97,8 @@ def record_augmentation(
         dev = setup.read("dev", setup.source)
         nodes = [setup.config.node("augmenter", name) for name in setup.config.augmenters]
         threshold = next((node["threshold"] for node in nodes if "threshold" in node), SwitchConfig().threshold)
-        for language, figures in chrf_of_dev(setup, table_of(dev), dev, threshold).items():
+        table = table_of(dev)  # which ranks make together
+        for language, figures in chrf_of_dev(setup, table, dev, threshold).items() if distributed.is_first() else ():
             quality["languages"].setdefault(language, {}).update(figures)
     if not distributed.is_first():
         return

@@ -6,8 +6,10 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xsalt import distributed
 from xsalt.evaluation.evaluate import (
-    LanguageResult,
+    accuracies_of_labels,
+    accuracies_of_tokens,
     accuracy_of_labels,
     accuracy_of_tokens,
     averages,
@@ -32,7 +34,10 @@ def evaluate_languages(
     state: State | None,
     checkpoint: str = "best",
 ) -> dict[str, Any]:
-    """Evaluates ``eval.split`` in the source and all target languages; prints the table and returns the results."""
+    """Evaluates ``eval.split`` in the source and all target languages, and returns the results.
+
+    Ranks share the work, so all must call this; rank 0 prints the table and writes the files.
+    """
     config = setup.config
     options, split = config.train, config.train.eval.split
     available = setup.task.languages(split)
@@ -44,25 +49,16 @@ def evaluate_languages(
         languages = []  # as was said when training began
     datasets = {language: setup.read(split, [language]) for language in languages}
     progress = Progress(sum(len(dataset) for dataset in datasets.values()), f"evaluating {split}", unit="example")
-    found: dict[str, LanguageResult] = {}
-    for language, dataset in datasets.items():
-        if by_label:
-            found[language] = accuracy_of_labels(model, dataset, setup.precision, setup.device, progress)
-            probability_NC = found[language].probability_NC
-            assert probability_NC is not None
-            write_predictions(
-                folder / "predictions" / f"{split}-{language}.tsv", dataset, setup.task.labels, probability_NC
-            )
-        else:
-            criterion = next(iter(criterions.values()))
-            row = accuracy_of_tokens(model, criterion, dataset, setup.precision, setup.device, progress)
-            if row.n:
-                found[language] = row
-            else:
-                say(
-                    f"warning: {language} has no token that a criterion predicts: it has no vocabulary, see xsalt-vocab"
-                )
+    arguments = (list(datasets.values()), setup.precision, setup.device, progress)
+    if by_label:
+        rows = accuracies_of_labels(model, *arguments)
+    else:
+        rows = accuracies_of_tokens(model, next(iter(criterions.values())), *arguments) if datasets else []
     progress.close()
+    for language, row in zip(datasets, rows, strict=True):
+        if not row.n and not by_label:
+            say(f"warning: {language} has no token that a criterion predicts: it has no vocabulary, see xsalt-vocab")
+    found = {language: row for language, row in zip(datasets, rows, strict=True) if by_label or row.n}
     results: dict[str, Any] = {
         "task": config.task,
         "split": split,
@@ -78,6 +74,12 @@ def evaluate_languages(
         "skipped": dict(setup.task.skipped),
         "versions": versions(),
     }
+    if not distributed.is_first():
+        return results
+    for language, row in found.items():
+        if row.probability_NC is not None:
+            path = folder / "predictions" / f"{split}-{language}.tsv"
+            write_predictions(path, datasets[language], setup.task.labels, row.probability_NC)
     if state is not None:
         results["train"] = {
             "updates": state.update,

@@ -195,7 +195,8 @@ class Checkpoints:
             weights = {key: value.detach().clone() for key, value in model.named_parameters()}
             self._best = weights, model.embeddings.word.decay
         names = [name for name in names if options.keep == "all" or (options.keep, name) == ("best", "best")]
-        if not names or not distributed.is_first():
+        split = any(distributed.is_sharded(parameter) for parameter in model.parameters())
+        if not names or not (split or distributed.is_first()):  # weights split over ranks are put together by all
             return
         self._writer.wait()  # before the copy: there is one at a time
         stored = state.as_dict() | {
@@ -204,7 +205,9 @@ class Checkpoints:
         }
         parameters = {id(parameter): key for key, parameter in model.named_parameters()}
         moments = state_tensors(optimizer, parameters) if "last" in names else {}
-        self._writer.submit(partial(self._write, names, model, model.snapshot(), moments, stored))
+        weights = model.snapshot()
+        if distributed.is_first():
+            self._writer.submit(partial(self._write, names, model, weights, moments, stored))
 
     def _write(
         self,

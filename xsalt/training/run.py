@@ -108,7 +108,8 @@ class Setup:
                     f"languages: the {split} split of {task.where} has no {language!r}; it has {', '.join(known)}"
                 )
         languages = (*source, *(language for language in targets if language not in source))
-        pretrained = open_pretrained(train.pretrained, cache) if train.pretrained else None
+        with distributed.first_alone():  # it may fill the cache, or put back a checkpoint that was moved aside
+            pretrained = open_pretrained(train.pretrained, cache) if train.pretrained else None
         setup = cls(
             config,
             task,
@@ -155,7 +156,9 @@ class Setup:
             say(f"  {message}")
 
     def tokenise(self, examples: dict[str, list[Example]]) -> Dataset:
-        return tokenise(examples, self.tokenizer, self.config.train.max_length, self.languages, self.cache)
+        """The examples as a data set; rank 0 tokenises what isn't in the cache."""
+        with distributed.first_alone():
+            return tokenise(examples, self.tokenizer, self.config.train.max_length, self.languages, self.cache)
 
     def read(self, split: str, languages: Sequence[str]) -> Dataset:
         """A split in some languages, tokenised."""
@@ -292,8 +295,7 @@ def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, 
     examples = setup.read_train()
     if not any(examples.values()):
         raise UserError(f"{setup.task.where}: no training examples")
-    with distributed.first_alone():
-        dataset = setup.tokenise(examples)
+    dataset = setup.tokenise(examples)
     del examples
     setup.forget_train()
     classes = {name: component_class(REGISTRIES["criterion"], name) for name in config.criterions}
@@ -317,13 +319,15 @@ def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, 
     optim = options.optim
     lr = optim.lr if optim.lr is not None else default_lr(model.config.hidden_size)
     options = dataclasses.replace(options, optim=dataclasses.replace(optim, lr=lr), epochs=options.epoch_limit)
+    word = model.embeddings.word
+    step = TrainStep(model, criterions, setup.precision, augmenters)
+    half = torch.bfloat16 if options.distributed.compress == "bf16" else None
+    sharded = model.encoder if options.distributed.engine == "fsdp" else None
+    parallel = distributed.parallel(step, word.weight, half, sharded)
     optimizer = make_adamw(
         model, lr=lr, weight_decay=optim.weight_decay, betas=(optim.beta1, optim.beta2), eps=optim.eps
     )
-    word = model.embeddings.word
     word.sparse_gradient = optimizer.takes_sparse()
-    step = TrainStep(model, criterions, setup.precision, augmenters)
-    half = torch.bfloat16 if options.distributed.compress == "bf16" else None
     trainer = Trainer(
         config=options,
         step=step,
@@ -336,7 +340,7 @@ def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, 
         save=lambda names, state: checkpoints.save(names, model, optimizer, state),
         check=checkpoints.check,
         show=lambda batch: show_batch(batch, setup.tokenizer),
-        parallel=distributed.replicated(step, word.weight, half),
+        parallel=parallel,
     )
     return trainer, criterions
 

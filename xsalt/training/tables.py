@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+from xsalt import distributed
 from xsalt.batch import IGNORE
 from xsalt.config import Composed, component_class
 from xsalt.config_distill import DistillConfig
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
 
 def with_augmentation(setup: Setup, needs: Needs, criterions: Mapping[str, Any]) -> Needs:
     """Adds what components ask for: language vocabularies, and the substitution table, which is built on first use."""
-    config, options = setup.config, setup.config.train
+    config = setup.config
     tabled = needs.train is not None and any(
         getattr(component_class(REGISTRIES["augmenter"], name), "needs_table", False) for name in config.augmenters
     )
     if not tabled and not any(getattr(cls, "needs_vocabularies", False) for cls in criterions.values()):
         return needs
-    vocabularies = build_vocabularies(setup.tokenizer, setup.languages, setup.source, options.vocabulary, setup.cache)
+    vocabularies = vocabularies_of(setup)
     needs = dataclasses.replace(needs, vocabularies=vocabularies)
     if not tabled:
         return needs
@@ -50,7 +51,8 @@ def distill_options(config: Composed) -> DistillConfig:
 def substitution_table(
     setup: Setup, dataset: Dataset, vocabularies: LanguageVocabularies, model: Any = None
 ) -> SubstitutionTable:
-    """A data set's substitutions, scored by the pretrained model as it is (from scratch: by ``model``)."""
+    """A data set's substitutions, scored by the pretrained model as it is (from scratch: by ``model``). Ranks share the
+    work, so all must call this."""
     pretrained = setup.pretrained
 
     def scorer() -> Any:
@@ -79,9 +81,14 @@ def substitution_table(
 
 def table_of(setup: Setup, dataset: Dataset) -> SubstitutionTable:
     """The table of another data set than the one that is trained on."""
-    options = setup.config.train
-    vocabularies = build_vocabularies(setup.tokenizer, setup.languages, setup.source, options.vocabulary, setup.cache)
-    return substitution_table(setup, dataset, vocabularies)
+    return substitution_table(setup, dataset, vocabularies_of(setup))
+
+
+def vocabularies_of(setup: Setup) -> LanguageVocabularies:
+    """The language vocabularies of a run; rank 0 counts where they aren't in the cache yet."""
+    config = setup.config.train.vocabulary
+    with distributed.first_alone():
+        return build_vocabularies(setup.tokenizer, setup.languages, setup.source, config, setup.cache)
 
 
 def plain_texts(setup: Setup, vocabularies: LanguageVocabularies, passages: int) -> dict[str, Dataset]:

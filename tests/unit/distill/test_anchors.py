@@ -15,7 +15,7 @@ from xsalt.config_distill import DistillConfig
 from xsalt.data.dataset import Dataset, Example, tokenise
 from xsalt.data.substitutions import SubstitutionTable
 from xsalt.distill import anchors as anchors_module
-from xsalt.distill.anchors import fit_anchors, read_texts
+from xsalt.distill.anchors import SumsFolder, fit_anchors, read_texts
 from xsalt.distill.table import ensure_table
 from xsalt.errors import UserError
 from xsalt.nn.inference import inference
@@ -75,7 +75,7 @@ def test_an_anchor_is_the_mean_state_of_its_piece_less_that_of_its_language(
     made, texts = model(), plain(tokenizer, tmp_path)
     expected = reference(made, vocabularies, texts)
     with inference(made):
-        found = fit_anchors(made, vocabularies, texts, LAYER)
+        found = fit_anchors(made, vocabularies, texts, LAYER, SumsFolder(tmp_path / "sums", "m"))
     for language, (mean, anchors, seen) in expected.items():
         np.testing.assert_allclose(found.mean_D[language], mean, atol=1e-5)
         np.testing.assert_allclose(found.rows_VD[language], anchors, atol=1e-5)
@@ -94,7 +94,7 @@ def test_hubness_is_the_mean_cosine_with_the_nearest_source_anchors(
     made, texts = model(), plain(tokenizer, tmp_path)
     expected = reference(made, vocabularies, texts)
     with inference(made):
-        found = fit_anchors(made, vocabularies, texts, LAYER)
+        found = fit_anchors(made, vocabularies, texts, LAYER, SumsFolder(tmp_path / "sums", "m"))
     cosine = expected["fr"][1] @ expected["en"][1][expected["en"][2]].T
     nearest = np.sort(cosine, axis=1)[:, -3:].mean(1)
     np.testing.assert_allclose(found.hubness("fr", ("en",)), nearest, atol=1e-5)
@@ -153,12 +153,52 @@ def test_a_table_belongs_to_its_texts(
     assert build(made, tokenizer, fewer, dataset, tmp_path, texts=plain(tokenizer, tmp_path)).fingerprint not in prints
 
 
+def test_a_text_is_read_once_for_all_tables_of_a_model_and_again_where_its_sums_are_damaged(
+    model: Make,
+    tokenizer: Tokenizer,
+    vocabularies: LanguageVocabularies,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, texts, read = model(), plain(tokenizer, tmp_path), list[int]()
+    sum_states = anchors_module._sum_states
+
+    def counted(model: Any, data: Dataset, *arguments: Any) -> Any:
+        read.append(id(data))
+        return sum_states(model, data, *arguments)
+
+    monkeypatch.setattr(anchors_module, "_sum_states", counted)
+
+    def fitted(layer: int = LAYER, weights: str = "m") -> list[np.ndarray]:
+        read.clear()
+        with inference(made):
+            found = fit_anchors(made, vocabularies, texts, layer, SumsFolder(tmp_path / "sums", weights))
+        return [rows_VD.numpy() for rows_VD in found.rows_VD.values()]
+
+    first = fitted()
+    assert len(read) == 3
+    np.testing.assert_equal(fitted(), first)
+    assert read == []
+    files = sorted((tmp_path / "sums").iterdir())
+    assert len(files) == 3
+    for file in files[:2]:
+        raw = bytearray(file.read_bytes())
+        raw[7] ^= 1
+        file.write_bytes(raw)
+    np.testing.assert_equal(fitted(), first)
+    assert len(read) == 2
+    fitted(LAYER - 1)
+    assert len(read) == 3
+    fitted(weights="others")
+    assert len(read) == 3
+
+
 def test_text_without_a_piece_of_the_source_vocabulary_holds_nothing_back(
     model: Make, tokenizer: Tokenizer, vocabularies: LanguageVocabularies, tmp_path: Path
 ) -> None:
     made, texts = model(), plain(tokenizer, tmp_path)
     with inference(made):
-        found = fit_anchors(made, vocabularies, {**texts, "en": texts["it"]}, LAYER)
+        found = fit_anchors(made, vocabularies, {**texts, "en": texts["it"]}, LAYER, SumsFolder(tmp_path / "sums", "m"))
     assert not found.seen_V["en"].any()
     assert found.hubness("fr", ("en",)).tolist() == [0.0] * len(vocabularies.ids["fr"])
 

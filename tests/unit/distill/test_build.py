@@ -83,7 +83,7 @@ def test_shards_in_any_order_make_the_same_table(tokenizer: Tokenizer, dataset: 
             )
             builder = Builder(ShortlistScorer(scorer, tokenizer, ids_in(dataset)), dataset, shared, 2)
             assert builder.spans == 5
-            builder.build_shard(first, last)
+            builder.build(range(first, last))
     with new_table(tmp_path / "merged", len(dataset.ids), TABLE, 1, "fingerprint", ("en",)) as table:
         builder.merge(table, scorer.words_V, dict.fromkeys(TABLE, 1))
     assert [(tmp_path / "merged" / name).read_bytes() for name in FILES] == whole

@@ -18,7 +18,7 @@ from tokenizers import models, trainers
 
 from xsalt.errors import UserError
 from xsalt.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from xsalt.text.unigram import xlm_roberta_charsmap
+from xsalt.text.unigram import unigram_backend, xlm_roberta_charsmap
 
 TEXTS = [
     "The small cat doesn't sleep on the red sofa, does it?",
@@ -122,6 +122,35 @@ def test_a_saved_tokenizer_is_the_same_in_transformers_and_when_loaded(
     assert_same(tokenizer, twin, types=kind == "word_pieces")
     for name in ("cls", "sep", "pad", "mask", "unk"):
         assert getattr(twin, f"{name}_token_id") == getattr(tokenizer, f"{name}_id")
+
+
+def test_the_spelling_of_special_tokens_decides_the_layout_of_pairs_not_the_kind_of_encoder(
+    sentence_pieces: Path, tmp_path: Path
+) -> None:
+    # multilingual-e5 is a BERT with XLM-R's tokenizer
+    tokenizer = load_tokenizer(sentence_pieces)
+    tokenizer.save(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved", "bert")
+    assert again.family == "xlm-roberta"
+    assert again.fingerprint == tokenizer.fingerprint
+    pair = again.encode([TEXTS[0]], [TEXTS[1]], 128)
+    twin = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "saved"))
+    assert pair.ids_N.tolist() == twin(TEXTS[0], TEXTS[1])["input_ids"]
+    assert pair.ids_N.tolist().count(tokenizer.sep_id) == 3
+
+
+def test_a_saved_tokenizer_keeps_its_fingerprint_though_json_costs_scores_their_last_bit(tmp_path: Path) -> None:
+    # of this many scores some are read back otherwise than they were written
+    rows = [(f"▁p{i}", -float(np.float32(7 + i / 997))) for i in range(5000)]
+    vocabulary = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *rows, ("<mask>", 0.0)]
+    tokenizer = Tokenizer(unigram_backend(vocabulary, b"", words_apart=True), "xlm-roberta", "here")
+    tokenizer.save(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    assert again._json != tokenizer._json
+    assert again.fingerprint == tokenizer.fingerprint
+    rows[7] = (rows[7][0], -float(np.nextafter(np.float32(-rows[7][1]), np.float32(100))))
+    other = unigram_backend([*vocabulary[:4], *rows, vocabulary[-1]], b"", words_apart=True)
+    assert Tokenizer(other, "xlm-roberta", "there").fingerprint != tokenizer.fingerprint
 
 
 def test_encoding_leaves_the_tokenizer_as_it_was(sentence_pieces: Path) -> None:
