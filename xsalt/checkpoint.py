@@ -104,10 +104,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path, former: Path | None = None) -> Iterator[Path]:
     """Yields an empty temporary folder beside ``folder`` that takes its place at the end, or vanishes on an error.
 
     An existing ``folder`` is replaced; a crash in between leaves it as ``.NAME.old``, where ``recover`` finds it.
+
+    Args:
+        former: where an existing ``folder`` is kept; None: nowhere.
     """
     folder = Path(os.path.abspath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -123,10 +126,21 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
         raise
     if folder.exists():
-        os.replace(folder, old)
+        if former is not None:
+            remove_folder(former)
+        os.replace(folder, former or old)
     os.replace(new, folder)
     _flush(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder, if it is there, such that a crash leaves no half of it under its name."""
+    gone = folder.with_name(f".{folder.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def recover(folder: Path) -> None:
@@ -143,6 +157,7 @@ def save_checkpoint(
     tensors: Mapping[str, Mapping[str, Tensor | Parts]],
     state: Mapping[str, Any] | None = None,
     extra: Callable[[Path], None] | None = None,
+    former: Path | None = None,
 ) -> None:
     """Writes a checkpoint atomically.
 
@@ -150,8 +165,9 @@ def save_checkpoint(
         tensors: file name (``model.safetensors`` ...) -> its tensors by name.
         state: contents of ``state.json``, if any.
         extra: writes further files (configuration, tokenizer) into the folder that it is given.
+        former: where the checkpoint that was there before is kept; None: nowhere.
     """
-    with atomic_folder(folder) as new:
+    with atomic_folder(folder, former) as new:
         for name, content in tensors.items():
             write_tensors(new / name, content)
         if state is not None:
@@ -186,6 +202,8 @@ def verify(folder: Path) -> dict[str, str]:
         isinstance(e, dict) and {"size", "sha256"} <= set(e) for e in files.values()
     ):
         raise UserError(f"{folder / MANIFEST}: not the manifest of a checkpoint")
+    if MODEL not in files:
+        raise UserError(f"{folder / MANIFEST}: does not list {MODEL}: use another checkpoint")
     for name, entry in files.items():
         path = folder / name
         if not path.is_file():
@@ -212,9 +230,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any] | None]:
-    """Tensors by file name, and the contents of ``state.json`` or None. Verifies the whole folder first."""
-    recover(folder)
-    names = verify(folder)
+def load_checkpoint(
+    folder: Path, verified: Mapping[str, str] | None = None
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any] | None]:
+    """Tensors by file name, and the contents of ``state.json`` or None.
+
+    Args:
+        verified: what ``verify`` gave for the folder; None: it is verified first.
+    """
+    if verified is None:
+        recover(folder)
+    names = verify(folder) if verified is None else verified
     tensors = {name: read_tensors(folder / name) for name in names if name.endswith(".safetensors")}
     return tensors, read_json(folder / STATE) if STATE in names else None

@@ -80,6 +80,12 @@ class OptimConfig:
     beta2: float = key(0.999, "decay of the squared gradient's running mean", at_least=0.0, below=1.0)
     eps: float = key(1e-8, "added to the denominator of AdamW", above=0.0)
     clip: float = key(1.0, "largest global norm of the gradient; 0: no clipping", at_least=0.0)
+    max_skipped: int = key(
+        10,
+        "updates that may be skipped because their loss or gradient is not finite; after one more the run stops",
+        at_least=0,
+        hashed=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,21 @@ class EvalConfig:
 class CheckpointConfig:
     """Saving (keys ``checkpoint.*``)."""
 
-    every: int | None = key(None, "updates between checkpoints; null: at every evaluation", at_least=1, hashed=False)
+    every: int | None = key(
+        None,
+        "updates between checkpoints; null: at the end of every epoch, or by minutes alone",
+        at_least=1,
+        hashed=False,
+    )
+    minutes: float | None = key(
+        None, "minutes between checkpoints, besides those by every; null: never by time", above=0.0, hashed=False
+    )
+    keep_last: int = key(
+        2, "checkpoints to resume from that are kept: last, and those before it as update-N", at_least=1, hashed=False
+    )
+    background: bool = key(
+        True, "write beside training, from a copy of what is trained and of its optimizer's state", hashed=False
+    )
     keep: str = key(
         "all",
         "all: last (to resume from) and best; best: the best weights alone; none: these in memory, no file at all",

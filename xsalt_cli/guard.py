@@ -1,14 +1,25 @@
-"""How every script ends: 0 done, 2 a user's error in one line, 130 interrupted, 1 a bug with its traceback."""
+"""How every script ends: 0 done, 2 a user's error in one line, 130 or 143 stopped, 1 a bug with its traceback."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
+from types import FrameType
 
 from xsalt.errors import UserError
+
+
+class Terminated(BaseException):
+    """SIGTERM came, at a place that doesn't wait for it: like ``KeyboardInterrupt``."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+    raise Terminated
 
 
 def guard(prog: str, main: Callable[[], int | None]) -> int:
@@ -18,16 +29,19 @@ def guard(prog: str, main: Callable[[], int | None]) -> int:
     """
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     try:
-        if alone:
-            code = main() or 0
-        else:
-            code = _as_a_rank(main)
+        before = signal.signal(signal.SIGTERM, _terminate)
+    except ValueError:  # not in the main thread
+        before = None
+    try:
+        code = (main() or 0) if alone else _as_a_rank(main)
         sys.stdout.flush()
         return code
     except UserError as error:
         return _say(prog, f"error: {error}", 2)
     except KeyboardInterrupt:
         return _say(prog, "interrupted", 130)
+    except Terminated:
+        return _say(prog, "terminated", 143)
     except BrokenPipeError:
         # The reader of a pipe went away, as `head` does. Python flushes again at exit, hence the empty device.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -41,6 +55,9 @@ def guard(prog: str, main: Callable[[], int | None]) -> int:
         if alone or _fails_first():
             traceback.print_exc()
         return 1
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _as_a_rank(main: Callable[[], int | None]) -> int:

@@ -25,7 +25,7 @@ from xsalt.text.vocabulary_backends import build_vocabularies
 from xsalt.training import trainer as training_loop
 from xsalt.training.resume import Checkpoints
 from xsalt.training.run import Setup, prepare
-from xsalt.training.trainer import State
+from xsalt.training.state import State
 from xsalt_cli.front import compose
 from xsalt_cli.train import SCRIPT
 

@@ -158,7 +158,7 @@ def test_what_is_kept_changes_no_result(data: Path, tmp_path: Path) -> None:
         del results["train"]["wall_s"], results["train"]["pairs_per_s"]
         found[keep] = results
         held[keep] = sorted(p.name for p in (run / "checkpoints").iterdir()) if (run / "checkpoints").exists() else []
-    assert held == {"all": ["best", "last"], "best": ["best"], "none": []}
+    assert held == {"all": ["best", "last", "update-6"], "best": ["best"], "none": []}
     assert found["all"]["train"]["best_update"] < found["all"]["train"]["updates"], "else the last weights would do"
     assert found["all"] == found["best"] == found["none"]
     for split in ("test-fr", "test-en"):

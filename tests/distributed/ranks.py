@@ -25,7 +25,8 @@ from xsalt.nn.dropout import set_dropout_key
 from xsalt.nn.inference import inference
 from xsalt.training.resume import Checkpoints
 from xsalt.training.run import Setup, prepare
-from xsalt.training.trainer import Agreed, State, advance
+from xsalt.training.state import State
+from xsalt.training.trainer import Agreed
 from xsalt_cli.front import compose
 from xsalt_cli.train import SCRIPT
 
@@ -119,9 +120,8 @@ def draws(data: Path, run: Path, *keys: str) -> dict[str, np.ndarray]:
         found[f"{state.epoch}/{state.in_epoch}/tokens"] = np.array(
             [sum(batch.layout.tokens for batch in drawn.batches if batch is not None)]
         )
-        state.count(drawn.examples, 0.0)
+        state.count(drawn.examples, 0.0, drawn.of_epoch)
         if state.update == total:
-            advance(state, True)
             break
     return found
 

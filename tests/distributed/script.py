@@ -10,7 +10,7 @@ import os
 import sys
 from typing import Any
 
-from xsalt.training.trainer import State
+from xsalt.training.state import State
 from xsalt_cli.train import main
 
 

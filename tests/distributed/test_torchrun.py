@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from tests.distributed.script import signal_after
 from tests.tiny import TINY, write_nli
-from xsalt.training.trainer import State
+from xsalt.training.state import State
 from xsalt_cli.train import main
 
 UPDATES = 12
@@ -100,7 +100,7 @@ def test_a_signal_to_one_rank_stops_all_after_one_update_and_one_process_goes_on
     assert done.returncode != 0 and "exitcode  : 143" in done.stderr
     assert "SIGTERM: saved update 6" in done.stderr
     own = done.stderr.partition("torch/distributed/elastic")[0]
-    assert "Traceback" not in own and "arning" not in own
+    assert "Traceback" not in own and "arning" not in own.replace("warning: this dev accuracy is at chance", "")
     assert state(run)["update"] == 6
     shown = metrics(run)
     assert all(1 <= row["balance"] < 1.2 and row["traffic_mb"] > row["word_traffic_mb"] > 0 for row in shown)

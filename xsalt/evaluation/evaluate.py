@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import torch
 
 from xsalt import __version__, distributed
 from xsalt.batch import IGNORE
+from xsalt.checkpoint import atomic_file
 from xsalt.data.batching import plan_batches
 from xsalt.data.dataset import Dataset
 from xsalt.logging import Progress
@@ -173,10 +173,8 @@ def versions() -> dict[str, str]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    with atomic_file(path) as new:
+        new.write_text(text, encoding="utf-8")
 
 
 def write_predictions(path: Path, dataset: Dataset, labels: Sequence[str], probability_NC: np.ndarray) -> None:
@@ -190,10 +188,10 @@ def write_predictions(path: Path, dataset: Dataset, labels: Sequence[str], proba
 
 
 def write_results(folder: Path, split: str, results: Mapping[str, Any]) -> None:
-    """``results/SPLIT.json`` and its copy ``results.json``."""
+    """``results/SPLIT.json`` and its copy ``results.json``; the former is last: it says that a run is finished."""
     text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-    write_text(folder / "results" / f"{split}.json", text)
     write_text(folder / "results.json", text)
+    write_text(folder / "results" / f"{split}.json", text)
 
 
 def table(results: Mapping[str, Any], chance: float | None) -> str:

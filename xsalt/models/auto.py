@@ -205,6 +205,9 @@ def save_model(
     optimizer: Mapping[str, Tensor] | None = None,
     state: Mapping[str, Any] | None = None,
     extra: Mapping[str, str] | None = None,
+    *,
+    weights: Mapping[str, Tensor | checkpoint.Parts] | None = None,
+    former: Path | None = None,
 ) -> None:
     """Writes a checkpoint that needs nothing else to be used: weights, configuration, tokenizer.
 
@@ -212,6 +215,8 @@ def save_model(
         labels: names of the classes.
         optimizer, state: what resuming needs besides, if it is to be possible.
         extra: further text files, name -> contents.
+        weights: a snapshot of the model's; None: the model's own.
+        former: where the checkpoint that was there before is kept; None: nowhere.
     """
 
     def write(new: Path) -> None:
@@ -221,7 +226,9 @@ def save_model(
         for name, content in (extra or {}).items():
             (new / name).write_text(content, encoding="utf-8")
 
-    tensors: dict[str, Mapping[str, Tensor | checkpoint.Parts]] = {checkpoint.MODEL: model.saved_state()}
+    tensors: dict[str, Mapping[str, Tensor | checkpoint.Parts]] = {
+        checkpoint.MODEL: model.saved_state() if weights is None else weights
+    }
     if optimizer is not None:
         tensors[checkpoint.OPTIMIZER] = {**optimizer}
-    checkpoint.save_checkpoint(folder, tensors, state, write)
+    checkpoint.save_checkpoint(folder, tensors, state, write, former)

@@ -175,6 +175,14 @@ class EncoderModel(nn.Module):
         table = Parts((word.vocab_size, word.width), word.weight.dtype, word.export_parts)
         return {WORD_TABLE: table, **self._other_state()}
 
+    def snapshot(self) -> dict[str, Tensor | Parts]:
+        """``saved_state`` as of now, for another thread to write while training goes on: what is trained is copied."""
+        word = self.embeddings.word
+        table = Parts((word.vocab_size, word.width), word.weight.dtype, word.snapshot())
+        others = {name: value.detach() for name, value in self.state_dict().items() if name != WORD_TABLE}
+        copies = {name: distributed.whole(value).to("cpu", copy=True) for name, value in others.items()}
+        return {WORD_TABLE: table, **copies}
+
     def _other_state(self) -> dict[str, Tensor]:
         state = {name: value for name, value in self.state_dict().items() if name != WORD_TABLE}
         return {name: whole(value.detach()).cpu() for name, value in state.items()}

@@ -11,6 +11,7 @@ row is read, so the mathematics is that of the dense table at a fraction of its 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -166,15 +167,22 @@ class ActiveRows(nn.Module):
 
     def export_parts(self, rows: int = 8192) -> Iterator[Tensor]:
         """``export()`` in parts of so many rows, one after the other: the table never stands in memory whole."""
+        return self._parts(self.weight.detach(), self.decay, rows)
+
+    def snapshot(self, rows: int = 8192) -> Callable[[], Iterator[Tensor]]:
+        """``export_parts`` as of now, for another thread to call while training goes on: the active rows are copied."""
+        return partial(self._parts, self.weight.detach().to("cpu", copy=True), self.decay, rows)
+
+    def _parts(self, weight_AD: Tensor, decay: float, rows: int) -> Iterator[Tensor]:
         for start in range(0, self.vocab_size, rows):
             end = min(start + rows, self.vocab_size)
             if self._row_V is None:
-                yield self.weight.detach()[start:end].cpu()
+                yield weight_AD[start:end].cpu()
                 continue
-            part = self._base_VD()[start:end] * self.decay
+            part = self._base_VD()[start:end] * decay
             first, last = np.searchsorted(self.active_ids, [start, end])
             inside = torch.from_numpy(self.active_ids[first:last] - start)
-            yield part.index_copy_(0, inside, self.weight.detach()[first:last].cpu())
+            yield part.index_copy_(0, inside, weight_AD[first:last].cpu())
 
     @torch.no_grad()
     def load(self, table_VD: Tensor) -> None:

@@ -113,13 +113,13 @@ def clipping(norm: float, most: float) -> float:
 
 
 def state_tensors(optimizer: torch.optim.AdamW, names: dict[int, str]) -> dict[str, torch.Tensor]:
-    """The optimizer's state as named tensors: ``NAME.exp_avg``, ``NAME.exp_avg_sq``, ``NAME.step``.
+    """A copy of the optimizer's state as named tensors: ``NAME.exp_avg``, ``NAME.exp_avg_sq``, ``NAME.step``.
 
     Args:
         names: ``id(parameter)`` -> name.
     """
     return {
-        f"{names[id(parameter)]}.{key}": whole(value.detach()).cpu()
+        f"{names[id(parameter)]}.{key}": whole(value.detach()).to("cpu", copy=True)
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
     }

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from xsalt import distributed
 from xsalt.augmenters.switching import PROBABILITY, SWITCH_RATE, SwitchConfig
+from xsalt.checkpoint import atomic_file
 from xsalt.data.dataset import Dataset
 from xsalt.data.substitutions import SubstitutionTable, write_json
 from xsalt.distill.parallel import are_parallel, chrf_of_switching
-from xsalt.logging import RunLog
+from xsalt.logging import Board
 from xsalt.protocols import Augmenter
 from xsalt.randomness import permutation
 
 if TYPE_CHECKING:
     from xsalt.training.run import Setup
-    from xsalt.training.trainer import State, Trainer
+    from xsalt.training.state import State
+    from xsalt.training.trainer import Trainer
 
 QUALITY = "augmentation.json"
 EXAMPLES = 500
@@ -100,10 +102,11 @@ def record_augmentation(
             quality["languages"].setdefault(language, {}).update(figures)
     if not distributed.is_first():
         return
-    write_json(path, quality)
-    log = RunLog(setup.config.run, state.update)
+    log = Board(setup.config.run)
     for language, figures in quality["languages"].items():
         for name, value in figures.items():
             if value is not None:
                 log.scalar(f"augment/sample/{name}/{language}", value, state.update)
     log.close()
+    with atomic_file(path) as new:  # last: a run that has it logs nothing again
+        write_json(new, quality)

@@ -1,4 +1,4 @@
-"""Every language after training, or by ``xsalt-eval``: the result files, TensorBoard's averages, the table."""
+"""Scores: that which chooses the checkpoint; and of every language after training, or by ``xsalt-eval``."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from xsalt import distributed
 from xsalt.evaluation.evaluate import (
     accuracies_of_labels,
     accuracies_of_tokens,
+    accuracy_of_labels,
+    accuracy_of_tokens,
     averages,
     table,
     versions,
     write_predictions,
     write_results,
 )
-from xsalt.logging import Progress, RunLog, say
+from xsalt.logging import Board, Progress, say
+from xsalt.training.health import warn_at_chance
 
 if TYPE_CHECKING:
     from xsalt.training.run import Setup
-    from xsalt.training.trainer import State
+    from xsalt.training.state import State
 
 
 def evaluate_languages(
@@ -83,10 +86,11 @@ def evaluate_languages(
             "examples": state.examples,
             "wall_s": round(state.wall_s, 3),
             "pairs_per_s": round(state.steady_examples / state.steady_s, 3) if state.steady_s else None,
+            "skipped_updates": state.skipped_updates,
             "best_update": state.best_update,
             "best_score": state.best if math.isfinite(state.best) else None,
         }
-        log = RunLog(folder, state.update)
+        log = Board(folder)
         for language, row in found.items():
             log.scalar(f"{split}/accuracy/{language}", row.accuracy, state.update)
         if found:
@@ -96,3 +100,24 @@ def evaluate_languages(
     setup.tell_skipped()
     print(table(results, 1 / len(setup.task.labels) if by_label else None))
     return results
+
+
+def source_score(setup: Setup, model: Any, criterions: dict[str, Any]) -> Any:
+    """The score that chooses the checkpoint: accuracy on the *source* languages' dev set. None if the data has none."""
+    languages = [language for language in setup.source if language in setup.task.languages("dev")]
+    if not languages:
+        say(f"warning: {setup.task.where} has no dev split in {', '.join(setup.source)}: the last checkpoint is kept")
+        return None
+    dataset = setup.read("dev", languages)
+    if setup.task.labels and any(getattr(criterion, "needs_labels", False) for criterion in criterions.values()):
+
+        def score() -> float:
+            found = accuracy_of_labels(model, dataset, setup.precision, setup.device)
+            return warn_at_chance(found.accuracy, found.n, dataset.label)
+
+        return score
+    criterion = next(iter(criterions.values()))
+    if not getattr(criterion, "scores", True):
+        say("the criterion predicts nothing in evaluation: the last checkpoint is kept")
+        return None
+    return lambda: accuracy_of_tokens(model, criterion, dataset, setup.precision, setup.device).accuracy

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,24 +18,27 @@ from xsalt import distributed, kernels, parallel
 from xsalt.config import Composed, cache_dir, component_class, component_config
 from xsalt.data.dataset import Dataset, Example, tokenise
 from xsalt.errors import UserError
-from xsalt.evaluation.evaluate import accuracy_of_labels, accuracy_of_tokens
 from xsalt.logging import say
 from xsalt.memory import give_back_freed_memory, limit_primitive_cache
 from xsalt.models.auto import build_model, rebuild, reorder_classes
 from xsalt.models.pretrained import Pretrained, open_pretrained
 from xsalt.nn.dropout import set_dropout_key
 from xsalt.nn.precision import bf16_is_native
-from xsalt.optim.adamw import make_adamw, state_tensors
+from xsalt.optim.adamw import make_adamw
 from xsalt.protocols import Needs
 from xsalt.registry import REGISTRIES
 from xsalt.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from xsalt.training.lock import locked
 from xsalt.training.quality import record_augmentation
-from xsalt.training.report import evaluate_languages
+from xsalt.training.report import evaluate_languages, source_score
 from xsalt.training.resume import Checkpoints
+from xsalt.training.saving import written
 from xsalt.training.show import show_batch
+from xsalt.training.signals import Interrupted
+from xsalt.training.state import State
 from xsalt.training.step import TrainStep
 from xsalt.training.tables import table_of, with_augmentation
-from xsalt.training.trainer import Interrupted, State, Trainer
+from xsalt.training.trainer import Trainer
 
 DEFAULT_VOCABULARY = 8000
 """Pieces of a tokenizer that is trained on the data, for ``pretrained=null`` without ``tokenizer``."""
@@ -216,30 +220,46 @@ _no_tokenizer: Any = None
 def train(config: Composed) -> int:
     """Trains, evaluates every language, and leaves a run folder. Returns the exit code."""
     checkpoints = Checkpoints(config.run, config)
-    if not config.train.dry_run and checkpoints.finished():
+    if config.train.dry_run:
+        setup, trainer, _ = opened(config, checkpoints)
+        describe(setup, trainer)
+        return 0
+    if checkpoints.finished():
         say(f"{config.run}: this run is finished; its results are in {config.run / 'results.json'}")
         return 0
+    with locked(config.run) if distributed.is_first() else nullcontext():
+        setup, trainer, criterions = opened(config, checkpoints)
+        with written(config.run):
+            return fit(setup, trainer, criterions, checkpoints)
+
+
+def opened(config: Composed, checkpoints: Checkpoints) -> tuple[Setup, Trainer, dict[str, Any]]:
+    """Data, model and all that the loop works with; nothing of the run is written yet."""
     setup = Setup.open(config)
     torch.manual_seed(config.train.seed)
     checkpoints.tokenizer, checkpoints.labels = setup.tokenizer, tuple(setup.task.labels)
-    trainer, criterions = prepare(setup, checkpoints)
-    if config.train.dry_run:
-        describe(setup, trainer)
-        return 0
+    return setup, *prepare(setup, checkpoints)
+
+
+def fit(setup: Setup, trainer: Trainer, criterions: dict[str, Any], checkpoints: Checkpoints) -> int:
+    """The run itself, from where it is. Returns the exit code."""
     if distributed.is_first():
         checkpoints.claim()
-    with distributed.first_alone():
-        state = checkpoints.resume(trainer)
+    state = checkpoints.resume(trainer)
     agree(setup, trainer, state)
     record_augmentation(setup, trainer, state, lambda dataset: table_of(setup, dataset))
     give_back_freed_memory()
     try:
         state = trainer.fit(state)
     except Interrupted as interrupted:
+        checkpoints.finish()
+        distributed.wait_for_all()  # the end of one process ends the others, which may be saving
+        say(str(interrupted))
         return interrupted.exit_code
-    distributed.wait_for_all()  # rank 0 has written the best weights
-    checkpoint = checkpoints.load_best(trainer.step.model)
-    evaluate_languages(setup, trainer.step.model, criterions, config.run, state, checkpoint)
+    finally:
+        checkpoints.finish()
+    checkpoint = checkpoints.load_best(trainer.step.model, state)
+    evaluate_languages(setup, trainer.step.model, criterions, checkpoints.run, state, checkpoint)
     return 0
 
 
@@ -308,16 +328,6 @@ def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, 
         model, lr=lr, weight_decay=optim.weight_decay, betas=(optim.beta1, optim.beta2), eps=optim.eps
     )
     word.sparse_gradient = optimizer.takes_sparse()
-    writes = distributed.is_first() or options.checkpoint.keep == "none"  # the latter keeps weights in memory
-
-    def save(name: str, state: State) -> None:
-        if writes:
-            checkpoints.save(name, model, optimizer, state)
-        elif sharded is not None:  # what rank 0 writes it puts together from the parts of all, in this order
-            if name == "last":
-                state_tensors(optimizer, {id(p): key for key, p in model.named_parameters()})
-            model.saved_state()
-
     trainer = Trainer(
         config=options,
         step=step,
@@ -327,7 +337,8 @@ def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, 
         folder=checkpoints.run,
         device=setup.device,
         evaluate=source_score(setup, model, criterions),
-        save=save,
+        save=lambda names, state: checkpoints.save(names, model, optimizer, state),
+        check=checkpoints.check,
         show=lambda batch: show_batch(batch, setup.tokenizer),
         parallel=joined_step,
     )
@@ -360,22 +371,6 @@ def freeze(model: Any, parts: Sequence[str]) -> None:
         getattr(model, part).requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError(f"freeze=[{','.join(parts)}] leaves nothing to train")
-
-
-def source_score(setup: Setup, model: Any, criterions: dict[str, Any]) -> Any:
-    """The score that chooses the checkpoint: accuracy on the *source* languages' dev set. None if the data has none."""
-    languages = [language for language in setup.source if language in setup.task.languages("dev")]
-    if not languages:
-        say(f"warning: {setup.task.where} has no dev split in {', '.join(setup.source)}: the last checkpoint is kept")
-        return None
-    dataset = setup.read("dev", languages)
-    if setup.task.labels and any(getattr(criterion, "needs_labels", False) for criterion in criterions.values()):
-        return lambda: accuracy_of_labels(model, dataset, setup.precision, setup.device).accuracy
-    criterion = next(iter(criterions.values()))
-    if not getattr(criterion, "scores", True):
-        say("the criterion predicts nothing in evaluation: the last checkpoint is kept")
-        return None
-    return lambda: accuracy_of_tokens(model, criterion, dataset, setup.precision, setup.device).accuracy
 
 
 def describe(setup: Setup, trainer: Trainer) -> None:

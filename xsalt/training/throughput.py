@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from xsalt.batch import Batch, Layout
 
 MEASURE_S = 0.1
 """Seconds that measuring the ceiling takes, after the warm-up."""
+
+COUNTED = ("tokens", "grid", "sequences", "updates", "most_tokens", "flops", "waited", "paused")
+"""What a window counts beside figures, traffic and time."""
 
 
 @cache
@@ -64,6 +68,28 @@ class Window:
         self.flops = self.waited = self.paused = 0.0
         self.began = time.monotonic()
 
+    def as_dict(self) -> list[dict[str, Any]]:
+        """What happened so far on each rank, for a checkpoint: the line that a resumed run logs next is of the whole
+        window. All ranks must call it."""
+        own = {name: getattr(self, name) for name in COUNTED}
+        figures = {name: [float(total), float(count)] for name, (total, count) in self.figures.items()}
+        sent = dict(distributed.traffic - self.traffic)
+        seconds = time.monotonic() - self.began
+        return distributed.from_all({**own, "figures": figures, "sent": sent, "seconds": seconds})
+
+    def restore(self, stored: Sequence[Mapping[str, Any]]) -> None:
+        """The reverse of ``as_dict``. With another number of ranks, rank 0 takes all of it upon itself."""
+        if len(stored) == distributed.world_size():
+            stored = [stored[distributed.rank()]]
+        elif not distributed.is_first():
+            stored = ()
+        for part in stored:
+            for name in COUNTED:
+                setattr(self, name, getattr(self, name) + part[name])
+            self.add_figures({name: (total, count) for name, (total, count) in part["figures"].items()})
+            self.traffic.subtract(part["sent"])
+            self.began = min(self.began, time.monotonic() - part["seconds"])
+
     def add_figures(self, more: Mapping[str, tuple[float | Tensor, float | Tensor]]) -> None:
         """Adds (sum, count) figures by name; tensors are not read before ``values``."""
         for name, (value, count) in more.items():
@@ -105,7 +131,7 @@ class Window:
         (tokens, grid), (flops, ceiling) = work["tokens"], work["flops"]
         values = {name: value / count for name, (value, count) in figures.items() if count}
         values |= {
-            "padding": 1 - tokens / grid,
+            "padding": 1 - tokens / max(1, grid),
             "tokens_per_s": tokens / seconds,
             "pairs_per_s": self.sequences / seconds,
             "mfu": flops / seconds / ceiling,

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,52 +26,16 @@ from xsalt.optim.adamw import AdamW, clipping, gradient_norm
 from xsalt.optim.schedules import rate
 from xsalt.parallel import Alone
 from xsalt.protocols import Augmenter
+from xsalt.training.health import backward, named, offenders, watch_learning
 from xsalt.training.prefetch import prefetched
 from xsalt.training.profiling import profiling
-from xsalt.training.step import TrainStep
+from xsalt.training.signals import STOPPING, Interrupted, StopSignals
+from xsalt.training.state import STEADY_AFTER, State
+from xsalt.training.step import Figures, TrainStep
 from xsalt.training.throughput import Window
 
 GIVE_BACK_EVERY = 50
 """Updates after which free memory is returned to the system: its pages cost a moment when they are needed again."""
-
-STOPPING = (signal.SIGINT, signal.SIGTERM)
-"""Signals that stop a run after the update that is being done."""
-
-STEADY_AFTER = 10
-"""Updates left out of the steady-state speed: caches and allocators warm up."""
-
-
-@dataclass
-class State:
-    """How far a run is. With the weights and the optimizer's state it is all that a resumed run needs."""
-
-    update: int = 0
-    epoch: int = 0
-    in_epoch: int = 0
-    """Updates of the current epoch done."""
-    examples: int = 0
-    wall_s: float = 0.0
-    steady_s: float = 0.0
-    steady_examples: int = 0
-    best: float = -math.inf
-    best_update: int = -1
-    bad_evaluations: int = 0
-    """Evaluations since the best one."""
-    word_decay: float = 1.0
-    """Product of 1 - lr * weight decay over all updates: what the word rows never touched have decayed by."""
-    stopped_early: bool = False
-    resumed_from: list[int] = field(default_factory=list)
-    """Updates at which the run was resumed."""
-
-    def count(self, examples: int, seconds: float) -> None:
-        """Counts an update that is done."""
-        self.update, self.in_epoch = self.update + 1, self.in_epoch + 1
-        self.examples, self.wall_s = self.examples + examples, self.wall_s + seconds
-        if self.update > STEADY_AFTER:
-            self.steady_s, self.steady_examples = self.steady_s + seconds, self.steady_examples + examples
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"best": self.best if math.isfinite(self.best) else None}
 
 
 @dataclass(frozen=True)
@@ -119,38 +80,6 @@ class Agreed:
         )
 
 
-class Interrupted(Exception):
-    """A signal asked the run to stop; it has saved. ``exit_code`` is 128 + the signal's number."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
-
-
-class StopSignals:
-    """While active, SIGINT and SIGTERM only take a note; a second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.caught: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignals:
-        for number in STOPPING:
-            try:
-                self._before[number] = signal.signal(number, self._note)
-            except ValueError:  # not in the main thread (a notebook's worker): leave signals alone
-                break
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.caught = number
-        signal.signal(number, signal.SIG_DFL)
-
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
 @dataclass
 class Trainer:
     """What the loop works with. ``evaluate`` gives the score on the source language's dev set (None: there is none)."""
@@ -163,8 +92,10 @@ class Trainer:
     folder: Path
     device: torch.device
     evaluate: Callable[[], float] | None
-    save: Callable[[str, State], None]
-    """Writes checkpoint ``last`` or ``best``."""
+    save: Callable[[Sequence[str], State], None]
+    """Writes the checkpoints of these names: ``last``, ``best``."""
+    check: Callable[[], None]
+    """Raises the error of a checkpoint that could not be written meanwhile."""
     show: Callable[[Batch], str]
     """An augmented batch as Markdown, for TensorBoard."""
     parallel: Alone
@@ -213,7 +144,6 @@ class Trainer:
                     examples = sum(len(indices) for indices in micro_batches)
                     yield Drawn(batches, examples, len(epoch), began, time.monotonic() - began)
                     began = time.monotonic()
-            advance(state, state.in_epoch == len(epoch))
 
     def _draw_all(self, todo: tuple[int, Sequence[np.ndarray]], epoch: int, updates: int) -> list[Batch | None]:
         number, micro_batches = todo
@@ -221,7 +151,12 @@ class Trainer:
         return [self.draw(indices, epoch, epoch + number / updates) if len(indices) else None for indices in own]
 
     def fit(self, state: State) -> State:
-        """Trains from ``state`` to the end of the run, or until early stopping. Raises ``Interrupted`` after saving."""
+        """Trains from ``state`` to the end of the run, or until early stopping.
+
+        Raises:
+            Interrupted: after a signal; the state is saved.
+            UserError: if more updates are not finite than may be skipped (the state is saved), or writing fails.
+        """
         total = self.total_updates()
         shown = Progress(total, "training", start=state.update)
         tracing = profiling(self.folder / "profile", total - state.update, STEADY_AFTER)
@@ -239,43 +174,45 @@ class Trainer:
         keep_freed_memory()
         give_back_freed_memory()
         window = Window(self.step.flops, self.device, self.step.precision)
+        window.restore(state.window)
         model.train()
+        saved_at = time.monotonic()
         with StopSignals() as stop, closing(self.updates(state, total)) as updates:
             for drawn in updates:
                 counted = [self.step.count(batch) for batch in drawn.batches]
                 own_batches = [batch for batch in drawn.batches if batch is not None]
                 own_tokens = sum(batch.layout.tokens for batch in own_batches)
                 agreed = Agreed.by_all(counted, own_tokens, stop.caught)
-                losses = []
+                figures: list[Figures] = []
                 for number, (batch, own) in enumerate(zip(drawn.batches, counted, strict=True), start=1):
                     placed = batch and batch.to(self.device)
                     if placed is not None:
                         set_dropout_key(model, config.seed, state.update, placed)
                     with self.parallel.accumulating() if number < len(counted) else nullcontext():
                         loss, logged = self.parallel(placed, agreed.counts, own)
-                        if loss.requires_grad:  # nothing to predict in this batch, with a frozen encoder
-                            loss.backward()
+                        backward(loss)
                     if batch is not None:
-                        losses.append(loss.detach())
-                        window.add_figures(logged | batch.log)
+                        figures.append(logged | batch.log)
                 self.parallel.finish()
                 norm = gradient_norm(self.step.parameters())  # here an update waits for the device, and only here
-                self._check(losses, own_batches, state)
                 lr = float(optim.lr or 0.0) * rate(optim.schedule, state.update, total, optim.warmup)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = lr
-                self.optimizer.step(scale=clipping(norm, optim.clip))
+                if finite := math.isfinite(norm):
+                    self._apply(lr, clipping(norm, optim.clip), state)
+                    for logged in figures:
+                        window.add_figures(logged)
                 self.optimizer.zero_grad(set_to_none=True)
-                if model.embeddings.word.weight.requires_grad:
-                    model.embeddings.word.decay_untouched(1.0 - lr * optim.weight_decay)
-                    state.word_decay *= 1.0 - lr * optim.weight_decay
+                if not finite:
+                    self._skip(own_batches, agreed.counts, state)
 
-                state.count(drawn.examples, time.monotonic() - drawn.began)
+                state.count(drawn.examples, time.monotonic() - drawn.began, drawn.of_epoch)
                 window.add_update(own_batches, drawn.examples, drawn.waited, agreed.tokens)
                 if state.update == 1 and own_batches:
                     log.text("augment/examples", self.show(own_batches[0]), 1)
-                if state.update % config.log_every == 0 or state.update == total:
-                    values = {"lr": lr, "grad_norm": norm} | window.values()
+                last = state.update == total
+                if state.update % config.log_every == 0 or last:
+                    values = {"lr": lr, "skipped_updates": float(state.skipped_updates)} | window.values()
+                    values |= {"grad_norm": norm} if finite else {}
+                    watch_learning(state, window.figures, self.accuracy_name(), config.log_every, self.train.label)
                     log.update(state.update, state.epoch + state.in_epoch / drawn.of_epoch, values)
                     progress.step(0, " ".join(f"{k}={values[k]:.3f}" for k in ("loss", "accuracy") if k in values))
                     window.restart()
@@ -284,60 +221,89 @@ class Trainer:
                 progress.step()
                 traced()
 
-                end_of_epoch = state.in_epoch == drawn.of_epoch
-                last = state.update == total
-                paused = time.monotonic()
-                if due(state.update, config.eval.every, end_of_epoch) or last:
-                    self.judge(state, log)
-                if due(state.update, config.checkpoint.every, end_of_epoch) or last or state.stopped_early:
-                    self.save("last", advance(state, end_of_epoch))
+                end_of_epoch = state.in_epoch == 0
+                paused, names_due = time.monotonic(), list[str]()
+                if (due(state.update, config.eval.every, end_of_epoch) or last) and self.judge(state, log):
+                    names_due.append("best")
+                signal_number = agreed.stop if distributed.world_size() > 1 else stop.caught
+                broken = state.skipped_updates > optim.max_skipped and not finite
+                if last or state.stopped_early or signal_number or broken or self._due(state, end_of_epoch, saved_at):
+                    names_due.append("last")
+                    saved_at = time.monotonic()
+                self.check()
+                if names_due:
+                    log.flush()
+                    state.window = window.as_dict()
+                    self.save(names_due, state)
                 window.paused += time.monotonic() - paused
-                caught = agreed.stop if distributed.world_size() > 1 else stop.caught
-                if caught is not None:
-                    self.save("last", advance(state, state.in_epoch == drawn.of_epoch))  # it may have advanced already
-                    done = f"saved update {state.update} in {self.folder}"
-                    if config.checkpoint.keep != "all":
-                        done = f"stopped at update {state.update}; with checkpoint.keep={config.checkpoint.keep} "
-                        done += "nothing was saved to resume from"
-                    say(f"{signal.Signals(caught).name}: {done}")
-                    distributed.wait_for_all()  # the end of one process ends the others, which may be saving
-                    raise Interrupted(caught)
+                if broken:
+                    self._give_up(state)
+                if signal_number:
+                    raise Interrupted(signal_number, self._saved(state))
                 if last or state.stopped_early:
                     break
 
-    def _check(self, losses: Sequence[torch.Tensor], batches: Sequence[Batch], state: State) -> None:
-        """Raises ``UserError`` if a micro-batch has a loss that is no number."""
-        for loss, batch in zip(losses, batches, strict=True):
-            if not math.isfinite(float(loss)):
-                rows = ", ".join(self.train.uids[int(uid)] for uid in batch.uid_B[:8])
-                raise UserError(
-                    f"the loss is {float(loss):g} at update {state.update + 1} (examples {rows} ...): "
-                    f"lower optim.lr (now {self.config.optim.lr:g}); the last checkpoint is kept"
-                )
+    def _apply(self, lr: float, scale: float, state: State) -> None:
+        """The optimizer's step, with the gradients times ``scale``."""
+        word = self.step.model.embeddings.word
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step(scale=scale)
+        if word.weight.requires_grad:
+            word.decay_untouched(1.0 - lr * self.config.optim.weight_decay)
+            state.word_decay *= 1.0 - lr * self.config.optim.weight_decay
 
-    def judge(self, state: State, log: RunLog) -> None:
-        """Evaluates on the source language's dev set, keeps the best weights, and stops early when patience ends."""
+    def _skip(self, batches: Sequence[Batch], counts: Mapping[str, float], state: State) -> None:
+        """Counts an update whose gradient is not finite, and says which examples made it so."""
+        state.skipped_updates += 1
+        uids = offenders(self.step, batches, counts, self.config.seed, state.update, self.train.uids)
+        say(
+            f"warning: update {state.update + 1} is skipped: its loss or gradient is not finite; examples "
+            f"{named(uids)} ({state.skipped_updates} skipped, optim.max_skipped={self.config.optim.max_skipped})"
+        )
+
+    def _give_up(self, state: State) -> None:
+        raise UserError(
+            f"{self.folder}: {state.skipped_updates} updates had a loss or gradient that is not finite, more than "
+            f"optim.max_skipped={self.config.optim.max_skipped}, the last one update {state.update}: "
+            f"lower optim.lr (now {self.config.optim.lr:g}); {self._saved(state)}"
+        )
+
+    def _saved(self, state: State) -> str:
+        keep = self.config.checkpoint.keep
+        if keep == "all":
+            return f"saved update {state.update} in {self.folder}"
+        return f"stopped at update {state.update}; with checkpoint.keep={keep} nothing was saved to resume from"
+
+    def _due(self, state: State, end_of_epoch: bool, saved_at: float) -> bool:
+        """Whether ``checkpoint.every`` or ``checkpoint.minutes`` asks for a checkpoint; rank 0's clock counts."""
+        every, minutes = self.config.checkpoint.every, self.config.checkpoint.minutes
+        if minutes is not None and distributed.from_first(time.monotonic() - saved_at >= 60 * minutes):
+            return True
+        return due(state.update, every, end_of_epoch) if every is not None or minutes is None else False
+
+    def accuracy_name(self) -> str | None:
+        """Name of the figure that is the accuracy on labels, if a criterion needs labels."""
+        criterions = self.step.criterions
+        name = next((name for name, each in criterions.items() if getattr(each, "needs_labels", False)), None)
+        return None if name is None else "accuracy" if len(criterions) == 1 else f"{name}_accuracy"
+
+    def judge(self, state: State, log: RunLog) -> bool:
+        """Evaluates on the source language's dev set: whether it is the best so far. Stops early when patience ends."""
         if self.evaluate is None:
-            return
+            return False
         score = distributed.from_first(self.evaluate())  # the same bits, and so the same decisions, on all ranks
         log.scalar("dev/source", score, state.update)
         say(f"update {state.update}: {'+'.join(self.config.source)} dev accuracy {100 * score:.2f} %")
         if score > state.best:
             state.best, state.best_update, state.bad_evaluations = score, state.update, 0
-            self.save("best", state)
-        else:
-            state.bad_evaluations += 1
-            patience = self.config.eval.patience
-            state.stopped_early = patience is not None and state.bad_evaluations >= patience
+            return True
+        state.bad_evaluations += 1
+        patience = self.config.eval.patience
+        state.stopped_early = patience is not None and state.bad_evaluations >= patience
+        return False
 
 
 def due(update: int, every: int | None, end_of_epoch: bool) -> bool:
     """Whether something that happens every N updates (None: at the end of each epoch) is due."""
     return end_of_epoch if every is None else update % every == 0
-
-
-def advance(state: State, end_of_epoch: bool) -> State:
-    """Moves the state to the next epoch's start if the epoch is over."""
-    if end_of_epoch:
-        state.epoch, state.in_epoch = state.epoch + 1, 0
-    return state

@@ -8,7 +8,8 @@ import pytest
 
 from tests.unit.augmenters.test_purity import Found, by_sequence
 from tests.unit.training.test_step import configuration, trainer
-from xsalt.training.trainer import State, Trainer
+from xsalt.training.state import State
+from xsalt.training.trainer import Trainer
 
 SALT = ["--augmenter", "codeswitch,mixup", "--criterion", "cross_entropy,consistency", "distill.layer=0", "distill.k=3"]
 OPTIONS = {
@@ -34,7 +35,7 @@ def drawn(trainer: Trainer, state: State) -> list[dict[int, Found]]:
     total = trainer.total_updates()
     for update in trainer.updates(state, total):
         found.append({state.epoch: {k: v for batch in update.batches for k, v in by_sequence(batch).items()}})
-        state.count(update.examples, 0.0)
+        state.count(update.examples, 0.0, update.of_epoch)
         if state.update == total:
             break
     return found

@@ -14,7 +14,8 @@ from xsalt.config import Composed
 from xsalt.nn.dropout import set_dropout_key
 from xsalt.training.resume import Checkpoints
 from xsalt.training.run import Setup, prepare
-from xsalt.training.trainer import State, Trainer, advance, due
+from xsalt.training.state import State
+from xsalt.training.trainer import Trainer, due
 from xsalt_cli.front import compose
 from xsalt_cli.train import SCRIPT
 
@@ -96,6 +97,8 @@ def test_something_is_due_every_n_updates_or_at_the_end_of_an_epoch() -> None:
 
 
 def test_the_state_moves_to_the_next_epoch_once() -> None:
-    state = advance(State(update=6, epoch=0, in_epoch=6), True)
-    assert (state.epoch, state.in_epoch) == (1, 0)
-    assert (advance(state, False).epoch, state.in_epoch) == (1, 0)
+    state = State(update=5, epoch=0, in_epoch=5)
+    state.count(16, 0.1, of_epoch=6)
+    assert (state.update, state.epoch, state.in_epoch) == (6, 1, 0)
+    state.count(16, 0.1, of_epoch=6)
+    assert (state.update, state.epoch, state.in_epoch) == (7, 1, 1)
