@@ -180,7 +180,7 @@ class EncoderModel(nn.Module):
         word = self.embeddings.word
         table = Parts((word.vocab_size, word.width), word.weight.dtype, word.snapshot())
         others = {name: value.detach() for name, value in self.state_dict().items() if name != WORD_TABLE}
-        copies = {name: distributed.whole(value).to("cpu", copy=True) for name, value in others.items()}
+        copies = {name: whole(value).to("cpu", copy=True) for name, value in others.items()}
         return {WORD_TABLE: table, **copies}
 
     def _other_state(self) -> dict[str, Tensor]:

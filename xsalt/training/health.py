@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xsalt import distributed
+from xsalt import distributed, parallel
 from xsalt.batch import IGNORE, Batch
 from xsalt.logging import say
 from xsalt.nn.dropout import set_dropout_key
@@ -46,7 +46,7 @@ def offenders(
     device = next(step.parameters()).device
     trained = [p for p in step.parameters() if p.requires_grad]
     bad = []
-    split = any(distributed.is_sharded(p) for p in trained)  # then every pass is one of all ranks together
+    split = any(parallel.is_sharded(p) for p in trained)  # then every pass is one of all ranks together
     for batch in () if split else batches:
         placed = batch.to(device)
         set_dropout_key(step.model, seed, update, placed)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from xsalt import distributed
+from xsalt import distributed, parallel
 from xsalt.checkpoint import (
     MODEL,
     OPTIMIZER,
@@ -195,7 +195,7 @@ class Checkpoints:
             weights = {key: value.detach().clone() for key, value in model.named_parameters()}
             self._best = weights, model.embeddings.word.decay
         names = [name for name in names if options.keep == "all" or (options.keep, name) == ("best", "best")]
-        split = any(distributed.is_sharded(parameter) for parameter in model.parameters())
+        split = any(parallel.is_sharded(parameter) for parameter in model.parameters())
         if not names or not (split or distributed.is_first()):  # weights split over ranks are put together by all
             return
         self._writer.wait()  # before the copy: there is one at a time
