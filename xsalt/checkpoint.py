@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xsalt.errors import UserError
+from xsalt.files import read_json as read_json
 
 if TYPE_CHECKING:
     import torch
@@ -163,19 +164,6 @@ def save_checkpoint(
         (new / MANIFEST).write_text(json.dumps({"files": manifest}, indent=1), encoding="utf-8")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """An object from a JSON file. Raises ``UserError`` that names the file."""
-    try:
-        value = json.loads(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds a {type(value).__name__}, expected a JSON object")
-    return value
-
-
 def verify(folder: Path) -> dict[str, str]:
     """Checks every file of a checkpoint against its manifest; returns name -> SHA-256.
 
@@ -188,6 +176,8 @@ def verify(folder: Path) -> dict[str, str]:
         raise UserError(f"{folder / MANIFEST}: not the manifest of a checkpoint")
     for name, entry in files.items():
         path = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"{folder / MANIFEST}: names {name[:80]!r}, which lies outside the checkpoint: refused")
         if not path.is_file():
             raise UserError(f"{path}: missing from the checkpoint: use another checkpoint")
         if path.stat().st_size != entry["size"]:
@@ -206,7 +196,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+    # the library itself raises KeyError and AttributeError for types of numbers that this torch lacks
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
         raise UserError(
             f"{path}: cannot be read as safetensors, is it complete? ({' '.join(str(error).split())})"
         ) from error

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xsalt.data.dataset import Dataset
+from xsalt.data.rows import RowLog, read_text
 from xsalt.errors import UserError
 from xsalt.logging import Progress
 from xsalt.text.language_vocab import LanguageVocabularies
@@ -73,15 +74,9 @@ def read_texts(text: str | None, languages: Sequence[str]) -> dict[str, list[str
     found = {}
     for language in languages:
         path = Path(text) / f"{language}.txt"
-        try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 (byte {error.start}): convert it first") from error
-        except OSError as error:
-            raise UserError(f"{path}: distill.method=anchors needs it for {language!r}: {error.strerror}") from error
-        found[language] = [line for line in lines if line]
-        if not found[language]:
-            raise UserError(f"{path}: no text in it, distill.method=anchors needs some for {language!r}")
+        if not path.exists():
+            raise UserError(f"{path}: distill.method=anchors needs it for {language!r}: no such file")
+        found[language] = [passage.first for passage in read_text(path, RowLog())]
     return found
 
 

@@ -15,7 +15,13 @@ import torch
 
 from xsalt.config_distill import DistillConfig
 from xsalt.data.dataset import Dataset
-from xsalt.data.substitutions import MANIFEST, SubstitutionTable, fingerprint_of, new_table, table_fingerprint
+from xsalt.data.substitutions import (
+    SubstitutionTable,
+    discard_damaged,
+    fingerprint_of,
+    new_table,
+    table_fingerprint,
+)
 from xsalt.distill.anchors import fit_anchors
 from xsalt.distill.build import BLOCK, SPAN, Builder, ids_in
 from xsalt.distill.parts import Parts, workplace, writable
@@ -123,15 +129,31 @@ def ensure_table(
         }
     )
     place = cache / "substitutions" / key[:32]
-    if not (place / MANIFEST).is_file():
+    table = _open_or_discard(place, key)
+    if table is None:
         languages = (*targets, *synonyms)
         scorer = made or model()
         build_table(
             scorer, tokenizer, dataset, languages, vocabularies, config, method, place, key, synonyms, in_flight, texts
         )
-    table = SubstitutionTable.open(place, key)
+        table = SubstitutionTable.open(place, key)
     warn_if_nothing(table.stats())
     return table
+
+
+def _open_or_discard(place: Path, key: str) -> SubstitutionTable | None:
+    """The table in the cache; None if there is none or, which is said, if it was damaged and had to go."""
+    if not place.exists():
+        return None
+    try:
+        return SubstitutionTable.open(place, key)
+    except UserError:
+        with writable(place):
+            error = discard_damaged(place)
+        if error is None:  # another process has made it anew meanwhile
+            return SubstitutionTable.open(place, key)
+        say(f"substitutions are scored anew, the table in the cache is damaged: {error}")
+        return None
 
 
 def synonym_languages(vocabularies: LanguageVocabularies, source: Sequence[str]) -> tuple[str, ...]:

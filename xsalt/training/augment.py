@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from xsalt.batch import IGNORE
 from xsalt.config import Composed
-from xsalt.data.dataset import Dataset, Example
+from xsalt.data.dataset import Dataset
+from xsalt.data.rows import read_text
 from xsalt.distill.lexicon import find_lexicons
 from xsalt.distill.report import describe, measure, samples, warn_if_nothing
 from xsalt.errors import UserError
@@ -62,17 +62,9 @@ def read_corpus(setup: Setup, corpus: str) -> Dataset:
     elif not Path(corpus).is_file():
         raise UserError(f"corpus={corpus}: no such file; write corpus=train, corpus=dev or corpus=FILE")
     elif Path(corpus).suffix == ".txt":
-        examples = {setup.source[0]: _read_text(Path(corpus))}
+        examples = {setup.source[0]: read_text(Path(corpus), setup.task.log)}
     else:
         examples = setup.task.read_files([corpus], setup.source)
     if not any(examples.values()):
         raise UserError(f"corpus={corpus}: no examples in {', '.join(setup.source)}")
     return setup.tokenise(examples)
-
-
-def _read_text(path: Path) -> list[Example]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start}): convert it first") from error
-    return [Example(line.strip(), None, IGNORE, str(i)) for i, line in enumerate(lines) if line.strip()]
