@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xsalt.errors import UserError
+from xsalt.files import is_file
 from xsalt.files import read_json as read_json
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def verify(folder: Path) -> dict[str, str]:
         path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise UserError(f"{folder / MANIFEST}: names {name[:80]!r}, which lies outside the checkpoint: refused")
-        if not path.is_file():
+        if not is_file(path):
             raise UserError(f"{path}: missing from the checkpoint: use another checkpoint")
         if path.stat().st_size != entry["size"]:
             raise UserError(
@@ -209,3 +210,13 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
     names = verify(folder)
     tensors = {name: read_tensors(folder / name) for name in names if name.endswith(".safetensors")}
     return tensors, read_json(folder / STATE) if STATE in names else None
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The contents of ``state.json``, verified by themselves. Raises ``UserError`` if they are damaged or missing."""
+    files = read_json(folder / MANIFEST).get("files")
+    entry = files.get(STATE) if isinstance(files, dict) else None
+    stored = read_json(folder / STATE)
+    if not isinstance(entry, dict) or file_sha256(folder / STATE) != entry.get("sha256"):
+        raise UserError(f"{folder / STATE}: damaged, its SHA-256 differs from the manifest's: use another checkpoint")
+    return stored

@@ -215,7 +215,10 @@ class Composed:
         names = {"task": list(task), "model": [str(model["name"])]}
         resolved: dict[str, Any] = {"task": {}, "model": {}, "augmenter": {}, "criterion": {}}
         for kind in LISTED:
-            names[kind] = list(mapping.get(kind) or {})
+            section = mapping.get(kind) or {}
+            if not isinstance(section, Mapping):
+                raise UserError(f"{kind}: {section!r} stands where names with their keys are needed")
+            names[kind] = list(section)
         for kind, of_kind in names.items():
             for name in of_kind:
                 node = model if kind == "model" else mapping[kind][name]

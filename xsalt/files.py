@@ -62,6 +62,11 @@ def is_folder(path: Path) -> bool:
         raise UserError(f"{_shown(path)}: can't be read: {_reason(error)}") from error
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file. Raises ``UserError`` for a name that no file system takes."""
+    return not is_folder(path) and path.is_file()
+
+
 def some(names: Sequence[str], most: int = 8) -> str:
     """The first of these names, and how many more there are."""
     return (", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")) or "nothing"

@@ -10,8 +10,8 @@ from xsalt.errors import UserError
 from xsalt.fields import plain
 from xsalt.files import read_bytes
 
-MOST_YAML = 1 << 18
-"""Bytes of a stored configuration: a hundred times what a run writes."""
+MOST_YAML, MOST_DEEP = 1 << 18, 50
+"""Bytes and depth of a stored configuration: many times what a run writes."""
 
 
 def to_yaml(resolved: Mapping[str, Any]) -> str:
@@ -32,12 +32,24 @@ def read_yaml(file: Path) -> dict[str, Any]:
     """
     import yaml
 
+    opens = (
+        yaml.FlowSequenceStartToken,
+        yaml.FlowMappingStartToken,
+        yaml.BlockSequenceStartToken,
+        yaml.BlockMappingStartToken,
+    )
+    closes = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
     try:
         text = read_bytes(file, MOST_YAML).decode("utf-8")
+        depth = 0
         for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            depth += isinstance(token, opens) - isinstance(token, closes)
+            if depth > MOST_DEEP:  # with the square of which the time grows
+                raise ValueError("nested too deeply")
             if isinstance(token, (yaml.AnchorToken, yaml.AliasToken, yaml.TagToken)):
                 line = token.start_mark.line + 1
                 raise UserError(f"{file}:{line}: a YAML anchor, alias or tag, which no stored configuration has")
+        _check_names(yaml.compose(text, Loader=yaml.SafeLoader))
         mapping = yaml.safe_load(text)
         if not isinstance(mapping, dict):
             raise UserError(f"{file}: no configuration in it")
@@ -47,6 +59,17 @@ def read_yaml(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates and long numbers are ValueErrors
         raise UserError(f"{file}: not a configuration in YAML: {' '.join(str(error).split())[:200]}") from error
     return mapping
+
+
+def _check_names(node: Any) -> None:
+    """Raises ``ValueError`` for a key that stands twice, of which YAML would take the last. ``node``: PyYAML's."""
+    for pair in node.value if node is not None and not isinstance(node.value, str) else ():
+        for part in pair if isinstance(pair, tuple) else (pair,):
+            _check_names(part)
+    if node is not None and node.id == "mapping":
+        names = [str(key.value) for key, _ in node.value]
+        if len(set(names)) < len(names):
+            raise ValueError(f"the key {max(names, key=names.count)[:40]!r} stands twice")
 
 
 def _check_plain(value: Any) -> None:

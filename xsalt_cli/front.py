@@ -220,7 +220,7 @@ def prepare(script: Script, request: Request) -> list[str]:
     load_plugins(_user_dirs(request))
     base = script.base(request.positional) if script.base else {}
     if base:
-        Composed.of(base)  # checks every key before Hydra sees one: a key of Hydra's own could call anything
+        _check_stored(base, request)
     selected = _select(script, request, base)
     keys = train_keys() | ({entry.name: entry for entry in document(script.extra)} if script.extra else {})
     sections: dict[str, Any] = defaults(TrainConfig) | (defaults(script.extra) if script.extra else {})
@@ -248,6 +248,14 @@ def prepare(script: Script, request: Request) -> list[str]:
     for name, value in request.overrides.items():
         spelt.append(spell(name, value, _lookup(name, keys), multirun))
     return spelt
+
+
+def _check_stored(base: Mapping[str, Any], request: Request) -> None:
+    """Checks every key of a stored configuration before Hydra sees one: a key of Hydra's own could call anything."""
+    try:
+        Composed.of(base)
+    except UserError as error:
+        raise UserError(f"{' '.join(request.positional.values())}: its stored configuration: {error}") from error
 
 
 def _bracketed(text: str) -> str:

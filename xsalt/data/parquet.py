@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from xsalt.errors import UserError
-from xsalt.files import open_file
+from xsalt.files import open_file, some
 
-UNFOLDS = 200
+UNFOLDS = 100
 """Times its size on the disk that a file's text may have: parquet compresses plain text three to thirty times."""
-_ALLOWED = 1 << 26
+_ALLOWED = 1 << 25
 """Bytes of text that any file may have, however small it is."""
 _ROWS = 1024
 """Rows decoded at a time."""
@@ -34,25 +34,40 @@ def read_mappings(path: Path, wanted: Sequence[str]) -> Iterator[dict[str, Any]]
         most = _ALLOWED + UNFOLDS * os.fstat(file.fileno()).st_size
         too_much = UserError(f"{path}: unfolds to more than {most:,} bytes of text, {UNFOLDS} times its size: refused")
         try:
-            table = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
-            names = [name for name in table.schema_arrow.names if name in wanted]
+            metadata = pyarrow.parquet.read_metadata(file)
+            there = metadata.schema.to_arrow_schema().names
+            names = [name for name in there if name in wanted]
             if len(set(names)) < len(names):
                 raise UserError(f"{path}: the column {max(names, key=names.count)} stands twice")
-            if names and _unfolded(table.metadata, names) > most:
+            if _unfolded(metadata, names) > most:
                 raise too_much
+            leaves = {metadata.schema.column(i).path for i in range(len(metadata.schema))}
+            table = pyarrow.parquet.ParquetFile(
+                file, metadata=metadata, read_dictionary=sorted(leaves & set(names)), page_checksum_verification=True
+            )
             seen = 0
             for batch in table.iter_batches(_ROWS, columns=names) if names else ():
-                seen += batch.get_total_buffer_size()
+                seen += sum(_length(column) for column in batch.columns)
                 if seen > most:
                     raise too_much
-                yield from batch.to_pylist()
+                columns = [c.dictionary_decode() if hasattr(c, "dictionary") else c for c in batch.columns]
+                yield from pyarrow.RecordBatch.from_arrays(columns, names).to_pylist()
         # Damaged metadata make pyarrow raise errors of many kinds.
         except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(f"{path}: not a readable parquet file: {reason}") from error
         if not names:
-            there = ", ".join(table.schema_arrow.names[:20])
-            raise UserError(f"{path}: has none of the columns {', '.join(wanted)}; it has {there or 'none'}"[:900])
+            raise UserError(f"{path}: has none of the columns {', '.join(wanted)}; it has {some(there, 20)}")
+
+
+def _length(column: Any) -> int:
+    """Bytes of a column's values when each is written out; a dictionary holds equal ones once."""
+    import pyarrow.compute  # type: ignore[import-untyped, unused-ignore]
+
+    if not hasattr(column, "dictionary"):
+        return int(column.nbytes)
+    lengths = pyarrow.compute.binary_length(column.dictionary).cast("int64")
+    return int(pyarrow.compute.sum(lengths.take(column.indices)).as_py() or 0)
 
 
 def _unfolded(metadata: Any, names: Sequence[str]) -> int:

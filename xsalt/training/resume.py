@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from xsalt.checkpoint import MODEL, OPTIMIZER, load_checkpoint, read_json
+from xsalt.checkpoint import MODEL, OPTIMIZER, load_checkpoint, read_state
 from xsalt.config import Composed, changed_keys, read_yaml, to_yaml
 from xsalt.errors import UserError
 from xsalt.evaluation.evaluate import write_text
@@ -161,4 +161,4 @@ class Checkpoints:
         if not path.exists():
             return None
         known = {field.name for field in dataclasses.fields(State)}
-        return State(**{k: v for k, v in read_json(path).items() if k in known and v is not None})
+        return State(**{k: v for k, v in read_state(path.parent).items() if k in known and v is not None})
