@@ -7,6 +7,7 @@ import itertools
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tests.faults.flips import SUBJECTS, Subject, make_checkpoint, trials
 from xsalt import checkpoint
 from xsalt.errors import UserError
 from xsalt.models.pretrained import open_pretrained
+from xsalt.training.resume import _state
 
 CASES = 50
 
@@ -55,6 +57,13 @@ def test_a_state_read_by_itself_is_verified(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("3", "2"))
     with pytest.raises(UserError, match=r"state\.json: damaged"):
         checkpoint.read_state(last)
+
+
+@pytest.mark.parametrize("changes", [{"update": "3"}, {"update": True}, {"wall_s": []}, {"resumed_from": 3}])
+def test_a_state_of_other_types_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"state\.json: {next(iter(changes))} is"):
+        _state(changes, tmp_path / "state.json")
+    assert _state({"update": 3, "wall_s": 1, "best": None, "of_later_versions": 1}, tmp_path).update == 3
 
 
 @pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "a/../../b"])

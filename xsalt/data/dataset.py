@@ -215,7 +215,7 @@ def _load(folder: Path, examples: int | None) -> Encoded | None:
         arrays = {}
         for name, dtype in _ARRAYS.items():
             array = read_array(folder / f"{name}.npy", dtype, 1)
-            if zlib.crc32(array) != sums[name]:
+            if zlib.crc32(array.data) != sums[name]:
                 return None
             arrays[name] = array
     except (UserError, KeyError):

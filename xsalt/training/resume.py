@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from xsalt.checkpoint import MODEL, OPTIMIZER, load_checkpoint, read_state
+from xsalt.checkpoint import MODEL, OPTIMIZER, STATE, load_checkpoint, read_state
 from xsalt.config import Composed, changed_keys, read_yaml, to_yaml
 from xsalt.errors import UserError
 from xsalt.evaluation.evaluate import write_text
@@ -96,9 +97,7 @@ class Checkpoints:
             raise UserError(f"{source}: holds weights only: to start from them write pretrained={source}")
         model = trainer.step.model
         word = model.embeddings.word
-        known = {field.name for field in dataclasses.fields(State)}
-        values = {key: value for key, value in stored.items() if key in known and value is not None}
-        state = State(**values)
+        state = _state(stored, source / STATE)
         if stored.get("active_rows") != len(word.active_ids):
             raise UserError(f"{source}: its active word rows are not those of this run's data: choose another run=DIR")
         # rows never touched stay those of the pretrained table under one product of decays, as without an interruption
@@ -160,5 +159,15 @@ class Checkpoints:
         path = self.run / "checkpoints" / "last" / "state.json"
         if not path.exists():
             return None
-        known = {field.name for field in dataclasses.fields(State)}
-        return State(**{k: v for k, v in read_state(path.parent).items() if k in known and v is not None})
+        return _state(read_state(path.parent), path)
+
+
+def _state(stored: Mapping[str, Any], where: Path) -> State:
+    """Raises ``UserError`` for a value of another type than that of the field."""
+    blank = dataclasses.asdict(State())
+    values = {name: value for name, value in stored.items() if name in blank and value is not None}
+    for name, value in values.items():
+        kind = type(blank[name])
+        if not (type(value) is kind or (kind is float and type(value) is int)):
+            raise UserError(f"{where}: {name} is {str(value)[:40]}, expected {kind.__name__}: use another checkpoint")
+    return State(**values)
