@@ -207,6 +207,13 @@ def test_a_row_that_would_do_harm_is_named(case: str, tmp_path: Path) -> None:
         read_rows(tmp_path / "t", NLI, RowLog())
 
 
+def test_rows_below_a_first_line_that_cannot_be_read_are_not_guessed_at(tmp_path: Path) -> None:
+    """A header may turn the columns round; skipped, the rows would be read the wrong way about."""
+    (tmp_path / "t.tsv").write_bytes(b"hypothesis\tpremise\tlabel \xff\nh\tp\tneutral\n")
+    with pytest.raises(UserError, match=r"t\.tsv:1: the first line can't be read"):
+        read_rows(tmp_path / "t.tsv", NLI, RowLog("skip"))
+
+
 def test_lexicons_and_texts_keep_to_lines(tmp_path: Path) -> None:
     """Python's ``splitlines`` also splits at U+2028 and U+0085; a byte-order mark is no letter."""
     (tmp_path / "en-fr.txt").write_text("\ufeffhouse\tmaison\nthe\u2028tree\tl'arbre\n", encoding="utf-8")

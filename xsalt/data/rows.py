@@ -150,6 +150,8 @@ def read_tsv(path: Path, columns: Columns, log: RowLog) -> Iterator[Row]:
     first = next(lines, None)
     if first is None:
         return
+    if first[0] > 1:  # without a header that says otherwise, columns would be taken in the usual order
+        raise UserError(f"{path}:1: the first line can't be read, and it may name the columns: repair it")
     header = [name.strip() for name in first[1].split("\t")]
     at = [_find(name, header) for name in columns.names]
     if None not in at:
