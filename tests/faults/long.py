@@ -49,7 +49,7 @@ def worker(name: str, cases: range, log: Path) -> None:
     """A line of JSON before each case, with its number, and one after it, with its outcome."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what libraries print of their panics
     reader = READERS[name]
-    with tempfile.TemporaryDirectory() as temporary, log.open("w") as file:
+    with tempfile.TemporaryDirectory() as temporary, log.open("a") as file:
         folder = Path(temporary)
         reader.make(folder)
         good = (folder / reader.file).read_bytes()

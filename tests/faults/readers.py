@@ -7,6 +7,7 @@ import json
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ JSONL = (
 ).encode()
 
 
-def parquet(folder: Path) -> None:
+def parquet(folder: Path, **options: Any) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -188,7 +189,7 @@ def parquet(folder: Path) -> None:
         "label": [0, 2, 1],
         "id": ["u", "v", "w"],
     }
-    pyarrow.parquet.write_table(pyarrow.table(content), folder / "t.parquet")
+    pyarrow.parquet.write_table(pyarrow.table(content), folder / "t.parquet", **options)
 
 
 def check_parquet(folder: Path, result: tuple[list[tuple[str | None, Example]], RowLog]) -> None:
@@ -446,7 +447,9 @@ def _readers() -> Iterator[Reader]:
         for on_error in ("stop", "skip"):
             make, read = writes("t", content), rows(columns, on_error, "t")
             yield Reader(f"{name}, {on_error}", "t", make, read, check_rows(columns, "t"), (*kinds, mutate.long_line))
-    yield Reader("parquet", "t.parquet", parquet, rows(NLI, "stop", "t.parquet"), check_parquet, mutate.BYTES)
+    plain = partial(parquet, compression="zstd", use_dictionary=False, data_page_version="2.0", row_group_size=2)
+    for name, make in (("parquet", parquet), ("parquet, plain", plain)):
+        yield Reader(name, "t.parquet", make, rows(NLI, "stop", "t.parquet"), check_parquet, mutate.BYTES)
     text = "Un chat.\n\n  Un été \u2028 naïf. \r\n猫\nlast".encode()
     yield Reader(
         "text",

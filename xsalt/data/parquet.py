@@ -39,7 +39,7 @@ def read_mappings(path: Path, wanted: Sequence[str]) -> Iterator[dict[str, Any]]
             names = [name for name in there if name in wanted]
             if len(set(names)) < len(names):
                 raise UserError(f"{path}: the column {max(names, key=names.count)} stands twice")
-            if _unfolded(metadata, names) > most:
+            if _unfolded(metadata) > most:
                 raise too_much
             leaves = {metadata.schema.column(i).path for i in range(len(metadata.schema))}
             table = pyarrow.parquet.ParquetFile(
@@ -70,11 +70,10 @@ def _length(column: Any) -> int:
     return int(pyarrow.compute.sum(lengths.take(column.indices)).as_py() or 0)
 
 
-def _unfolded(metadata: Any, names: Sequence[str]) -> int:
-    """Bytes of these columns when decompressed, by what the file says of itself."""
-    total = 0
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        for column in map(group.column, range(group.num_columns)):
-            if column.path_in_schema in names:
-                total += max(0, column.total_uncompressed_size)
-    return total
+def _unfolded(metadata: Any) -> int:
+    """Bytes of the file when decompressed, by what it says of itself.
+
+    Not by column: pyarrow ends the process at statistics of a column that are damaged.
+    """
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    return sum(max(0, group.total_byte_size) for group in groups)
