@@ -361,7 +361,7 @@ def check_hugging_face(folder: Path, result: tuple[Pretrained, dict[str, torch.T
         with safe_open(path, "pt") as file:
             raw |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if not raw:
-        raw = torch.load(folder / "hf" / "pytorch_model.bin", weights_only=True)
+        raw = torch.load(folder / "hf" / "pytorch_model.bin", map_location="cpu", weights_only=True)
     word = next(value for name, value in raw.items() if name.endswith("word_embeddings.weight"))
     assert torch.equal(state["embeddings.word.weight"], word.float()) or bool(word.isnan().any())
 

@@ -15,7 +15,8 @@ from types import FrameType
 from tests.faults.readers import Reader
 from xsalt.errors import UserError
 
-SECONDS = 5
+SECONDS, WAITING = 5, 30
+"""Of the processor, and on the clock (a busy machine makes any file slow): above them a reader hangs."""
 MEMORY_PER_BYTE, MEMORY = 400, 96 << 20
 """Bytes of memory that reading may take: so many for each byte of the file, and so many in any case."""
 
@@ -65,13 +66,17 @@ def alarm(seconds: int) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise HangError
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    clocks = {signal.ITIMER_PROF: (signal.SIGPROF, seconds), signal.ITIMER_REAL: (signal.SIGALRM, WAITING)}
+    before = {number: signal.signal(number, stop) for number, _ in clocks.values()}
+    for clock, (_, limit) in clocks.items():
+        signal.setitimer(clock, limit)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        for clock in clocks:
+            signal.setitimer(clock, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def attempt(reader: Reader, folder: Path) -> Outcome:
