@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from xsalt import distributed
 from xsalt.config_distill import DistillConfig
 from xsalt.data.dataset import Dataset
 from xsalt.data.substitutions import (
@@ -102,7 +103,7 @@ def ensure_table(
         texts: plain text by language, of all of them, for ``distill.method=anchors``.
 
     Raises:
-        UserError: if no language has a vocabulary, or the table there is damaged.
+        UserError: if no language has a vocabulary, or the cache can't be written.
     """
     method = pick_method(config, has_mlm_head)
     targets = target_languages(vocabularies, languages, source)
@@ -129,31 +130,31 @@ def ensure_table(
         }
     )
     place = cache / "substitutions" / key[:32]
-    table = _open_or_discard(place, key)
-    if table is None:
+    # Only rank 0 looks: a network file system would tell the others of an absent file for some time after it is there.
+    if not distributed.from_first(distributed.is_first() and _is_good(place, key)):
         languages = (*targets, *synonyms)
         scorer = made or model()
         build_table(
             scorer, tokenizer, dataset, languages, vocabularies, config, method, place, key, synonyms, in_flight, texts
         )
-        table = SubstitutionTable.open(place, key)
+    table = SubstitutionTable.open(place, key)
     warn_if_nothing(table.stats())
     return table
 
 
-def _open_or_discard(place: Path, key: str) -> SubstitutionTable | None:
-    """The table in the cache; None if there is none or, which is said, if it was damaged and had to go."""
+def _is_good(place: Path, key: str) -> bool:
+    """Whether the cache has the table. One that is damaged is moved out of the way, which is said."""
     if not place.exists():
-        return None
+        return False
     try:
-        return SubstitutionTable.open(place, key)
+        SubstitutionTable.open(place, key)
     except UserError:
         with writable(place):
             error = discard_damaged(place)
-        if error is None:  # another process has made it anew meanwhile
-            return SubstitutionTable.open(place, key)
-        say(f"substitutions are scored anew, the table in the cache is damaged: {error}")
-        return None
+        if error is not None:  # else another process has made it anew meanwhile
+            say(f"substitutions are scored anew, the table in the cache is damaged: {error}")
+            return False
+    return True
 
 
 def synonym_languages(vocabularies: LanguageVocabularies, source: Sequence[str]) -> tuple[str, ...]:
