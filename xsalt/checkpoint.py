@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xsalt.errors import UserError
+from xsalt.files import is_file
+from xsalt.files import read_json as read_json
 
 if TYPE_CHECKING:
     import torch
@@ -179,19 +181,6 @@ def save_checkpoint(
         (new / MANIFEST).write_text(json.dumps({"files": manifest}, indent=1), encoding="utf-8")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """An object from a JSON file. Raises ``UserError`` that names the file."""
-    try:
-        value = json.loads(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds a {type(value).__name__}, expected a JSON object")
-    return value
-
-
 def verify(folder: Path) -> dict[str, str]:
     """Checks every file of a checkpoint against its manifest; returns name -> SHA-256.
 
@@ -206,7 +195,9 @@ def verify(folder: Path) -> dict[str, str]:
         raise UserError(f"{folder / MANIFEST}: does not list {MODEL}: use another checkpoint")
     for name, entry in files.items():
         path = folder / name
-        if not path.is_file():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"{folder / MANIFEST}: names {name[:80]!r}, which lies outside the checkpoint: refused")
+        if not is_file(path):
             raise UserError(f"{path}: missing from the checkpoint: use another checkpoint")
         if path.stat().st_size != entry["size"]:
             raise UserError(
@@ -224,7 +215,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+    # the library itself raises KeyError and AttributeError for types of numbers that this torch lacks
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
         raise UserError(
             f"{path}: cannot be read as safetensors, is it complete? ({' '.join(str(error).split())})"
         ) from error
@@ -243,3 +235,13 @@ def load_checkpoint(
     names = verify(folder) if verified is None else verified
     tensors = {name: read_tensors(folder / name) for name in names if name.endswith(".safetensors")}
     return tensors, read_json(folder / STATE) if STATE in names else None
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The contents of ``state.json``, verified by themselves. Raises ``UserError`` if they are damaged or missing."""
+    files = read_json(folder / MANIFEST).get("files")
+    entry = files.get(STATE) if isinstance(files, dict) else None
+    stored = read_json(folder / STATE)
+    if not isinstance(entry, dict) or file_sha256(folder / STATE) != entry.get("sha256"):
+        raise UserError(f"{folder / STATE}: damaged, its SHA-256 differs from the manifest's: use another checkpoint")
+    return stored

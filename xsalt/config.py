@@ -20,6 +20,7 @@ from xsalt.config_distill import DistillConfig, VocabularyConfig
 from xsalt.errors import UserError, did_you_mean
 from xsalt.fields import Key, check_value, document, key, make, plain
 from xsalt.registry import REGISTRIES, Registry
+from xsalt.stored import read_yaml, to_yaml
 
 T = TypeVar("T")
 
@@ -254,7 +255,10 @@ class Composed:
         names = {"task": list(task), "model": [str(model["name"])]}
         resolved: dict[str, Any] = {"task": {}, "model": {}, "augmenter": {}, "criterion": {}}
         for kind in LISTED:
-            names[kind] = list(mapping.get(kind) or {})
+            section = mapping.get(kind) or {}
+            if not isinstance(section, Mapping):
+                raise UserError(f"{kind}: {section!r} stands where names with their keys are needed")
+            names[kind] = list(section)
         for kind, of_kind in names.items():
             for name in of_kind:
                 node = model if kind == "model" else mapping[kind][name]
@@ -378,28 +382,6 @@ def cache_dir() -> Path:
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "xsalt"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xsalt"
-
-
-def to_yaml(resolved: Mapping[str, Any]) -> str:
-    """A resolved configuration as the text of ``config.yaml``, in its own order."""
-    import yaml
-
-    return str(yaml.safe_dump(dict(resolved), sort_keys=False, allow_unicode=True))
-
-
-def read_yaml(file: Path) -> dict[str, Any]:
-    """The mapping in a ``config.yaml``, unchecked (``Composed.of`` checks). Raises ``UserError`` naming the file."""
-    import yaml
-
-    try:
-        mapping = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not readable: {error}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{file}: not YAML: {error}") from error
-    if not isinstance(mapping, dict):
-        raise UserError(f"{file}: no configuration in it")
-    return mapping
 
 
 def train_keys() -> dict[str, Key]:

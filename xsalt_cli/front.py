@@ -29,6 +29,8 @@ __all__ = ["Script", "compose", "guard", "launch"]
 KINDS = tuple(REGISTRIES)
 LISTED = ("augmenter", "criterion")
 _ASSIGNMENT = re.compile(r"[~+]{0,2}[\w./@-]+=")
+_HYDRA = re.compile(r"hydra(/(launcher|sweeper)|\.(launcher|sweeper)\.[\w.]+)=")
+"""What can be said of Hydra itself; its other keys name classes that it would call."""
 
 Base = Callable[[Mapping[str, str]], Mapping[str, Any]]
 
@@ -151,6 +153,9 @@ def _read(script: Script, argv: list[str]) -> Request:
     request.chosen.update({kind: getattr(flags, kind) for kind in KINDS if getattr(flags, kind) is not None})
     if request.hydra and not flags.multirun:
         raise UserError(f"{request.hydra[0]}: keys of Hydra itself need --multirun")
+    for word in request.hydra:
+        if not _HYDRA.match(word) or "_target_" in word:
+            raise UserError(f"{word}: of Hydra's own keys only launcher and sweeper can be set, by name and settings")
     return request
 
 
@@ -214,6 +219,8 @@ def prepare(script: Script, request: Request) -> list[str]:
     """Imports the chosen components, stores their dataclasses as Hydra's nodes; gives the overrides in its grammar."""
     load_plugins(_user_dirs(request))
     base = script.base(request.positional) if script.base else {}
+    if base:
+        _check_stored(base, request)
     selected = _select(script, request, base)
     keys = train_keys() | ({entry.name: entry for entry in document(script.extra)} if script.extra else {})
     sections: dict[str, Any] = defaults(TrainConfig) | (defaults(script.extra) if script.extra else {})
@@ -241,6 +248,14 @@ def prepare(script: Script, request: Request) -> list[str]:
     for name, value in request.overrides.items():
         spelt.append(spell(name, value, _lookup(name, keys), multirun))
     return spelt
+
+
+def _check_stored(base: Mapping[str, Any], request: Request) -> None:
+    """Checks every key of a stored configuration before Hydra sees one: a key of Hydra's own could call anything."""
+    try:
+        Composed.of(base)
+    except UserError as error:
+        raise UserError(f"{' '.join(request.positional.values())}: its stored configuration: {error}") from error
 
 
 def _bracketed(text: str) -> str:

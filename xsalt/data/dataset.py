@@ -23,8 +23,11 @@ import torch
 from torch import Tensor
 
 from xsalt.batch import Batch, Layout
+from xsalt.data.arrays import read_array
 from xsalt.data.rows import Example
 from xsalt.errors import UserError
+from xsalt.files import read_json
+from xsalt.logging import say
 from xsalt.text.tokenizer import Encoded, Tokenizer
 
 __all__ = ["Dataset", "Example", "tokenise"]
@@ -114,6 +117,8 @@ def tokenise(
     folder = cache / "tokenised" / key
     encoded = _load(folder, len(flat))
     if encoded is None:
+        if folder.exists():
+            say(f"tokenised anew, what the cache has is damaged: {folder}")
         _store(folder, _encode(flat, tokenizer, max_length))
         encoded = _load(folder, len(flat)) or _encode(flat, tokenizer, max_length)
     counts = [len(of_language) for of_language in examples.values()]
@@ -206,14 +211,14 @@ def _replace_folder(partial: Path, folder: Path) -> None:
 def _load(folder: Path, examples: int | None) -> Encoded | None:
     """The arrays, memory-mapped; None if they aren't there or are damaged in any way."""
     try:
-        sums = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        sums = read_json(folder / "manifest.json")
         arrays = {}
         for name, dtype in _ARRAYS.items():
-            array = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            if array.dtype != dtype or array.ndim != 1 or zlib.crc32(array) != sums[name]:
+            array = read_array(folder / f"{name}.npy", dtype, 1)
+            if zlib.crc32(array.data) != sums[name]:
                 return None
             arrays[name] = array
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, KeyError):
         return None
     encoded = Encoded(**arrays)
     whole = len(encoded.offsets) > 0 and int(encoded.offsets[-1]) == len(encoded.ids_N)

@@ -12,10 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from xsalt.data.rows import Columns, Example, RowLog, read_rows, read_text
+from xsalt.data.rows import LANGUAGE, Columns, Example, RowLog, read_rows, read_text
 from xsalt.errors import UserError
+from xsalt.files import is_folder
 
-_LL = r"(?P<language>[a-z]{2,3}(?:[-_][A-Za-z]{2,4})?)"
+_LL = rf"(?P<language>{LANGUAGE})"
 # Layout -> what the path of a file looks like, relative to the folder; without a language its rows name theirs.
 _PATTERNS = {
     "files by split and language": rf"(?P<split>train|dev|test)-{_LL}\.(?:tsv|jsonl)",
@@ -106,7 +107,10 @@ def find_data(root: Path, columns: Columns | None, log: RowLog) -> DataFolder:
             split = match["split"] or "train"
             split = _SPLITS.get(split, split)
             if "language" not in match.groupdict():
-                folder.mixed.setdefault(split, []).append(root / relative)
+                paths = folder.mixed.setdefault(split, [])
+                paths.append(root / relative)
+                if len(paths) > 1:
+                    raise UserError(_twice(root, split, None, paths))
                 break
             paths = folder.files.setdefault(split, {}).setdefault(match["language"], [])
             paths.append(root / relative)
@@ -122,13 +126,14 @@ def find_data(root: Path, columns: Columns | None, log: RowLog) -> DataFolder:
     return folder
 
 
-def _twice(root: Path, split: str, language: str, paths: Sequence[Path]) -> str:
+def _twice(root: Path, split: str, language: str | None, paths: Sequence[Path]) -> str:
+    of_language = f" in language {language!r}" if language else ""
     names = " and ".join(str(path.relative_to(root)) for path in paths)
-    return f"{root}: more than one {split} set in language {language!r}: {names}; keep one"
+    return f"{root}: more than one {split} set{of_language}: {names}; keep one"
 
 
 def _check_folder(root: Path) -> None:
-    if root.is_dir():
+    if is_folder(root):
         return
     if root.exists():
         raise UserError(f"{root}: is a file, data.root names a folder; give a training file as data.train=[FILE]")
@@ -142,15 +147,24 @@ def _walk(root: Path) -> Iterator[str]:
 
     Folders are among them: one with the name of a data file is an error when it is read, not a file that is missing.
     """
-    seen = 0
-    for folder, below, names in os.walk(root, followlinks=True):
+    entries, known = 0, set[tuple[int, int]]()
+    for folder, below, names in os.walk(root, followlinks=True, onerror=_stop):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in known:  # links in a circle, or two links to one folder
+            below[:] = []
+            continue
+        known.add((status.st_dev, status.st_ino))
         relative = Path(folder).relative_to(root)
-        below[:] = sorted(n for n in below if not n.startswith((".", "__"))) if len(relative.parts) < _DEEPEST else []
-        seen += len(names)
-        if seen > _MOST:
+        entries += len(names) + len(below)
+        if entries > _MOST:
             raise UserError(f"{root}: more than {_MOST:,} files there: give the folder of the data itself")
+        below[:] = sorted(n for n in below if not n.startswith((".", "__"))) if len(relative.parts) < _DEEPEST else []
         for name in sorted([*names, *below]):
             yield (relative / name).as_posix()
+
+
+def _stop(error: OSError) -> None:
+    raise UserError(f"{error.filename}: can't be read: {error.strerror}") from error
 
 
 def read_file(path: Path, columns: Columns | None, log: RowLog) -> list[tuple[str | None, Example]]:

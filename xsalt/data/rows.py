@@ -5,14 +5,15 @@ Tab-separated text has no quoting: a quote is a character. JSON lines and parque
 
 from __future__ import annotations
 
-import difflib
-import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from xsalt.data.parquet import read_mappings
 from xsalt.errors import UserError
+from xsalt.files import is_text, open_file, parse_json, some
 
 MAX_LINE = 1_000_000
 """Bytes of a line at most, so that a file that isn't text is refused before it fills the memory."""
@@ -28,6 +29,10 @@ _OTHER_NAMES = {
 }
 """Names under which published data sets carry a column."""
 _ID_NAMES = ("id", "uid", "pairID")
+LANGUAGE = r"[a-z]{2,3}(?:[-_][A-Za-z]{2,4})?"
+"""What a language code looks like. Codes become parts of file names."""
+_NO_NAME = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
+"""Characters that no id has: it is written into tables as it is."""
 
 
 @dataclass(frozen=True)
@@ -110,31 +115,6 @@ class Row:
     language: str | None
 
 
-def open_file(path: Path) -> BinaryIO:
-    """Opens a file that must be there and hold something. Raises ``UserError`` saying what there is instead."""
-    if path.is_dir():
-        raise UserError(f"{path}: is a directory, a file is expected")
-    if not path.exists():
-        there = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else None
-        if there is None:
-            raise UserError(f"{path}: no such file, nor is there a folder {path.parent}")
-        near = difflib.get_close_matches(path.name, there, n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else f"the folder holds {_some(there)}"
-        raise UserError(f"{path}: no such file: {hint}")
-    try:
-        file = path.open("rb")
-        if path.stat().st_size == 0:
-            file.close()
-            raise UserError(f"{path}: the file is empty")
-        return file
-    except OSError as error:
-        raise UserError(f"{path}: can't be read: {error.strerror}") from error
-
-
-def _some(names: Sequence[str], most: int = 8) -> str:
-    return (", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")) or "nothing"
-
-
 def read_lines(path: Path, log: RowLog) -> Iterator[tuple[int, str]]:
     """Numbered lines from 1 without their ends. A byte-order mark, CRLF and a missing last newline are tolerated."""
     number = 0
@@ -170,10 +150,15 @@ def read_tsv(path: Path, columns: Columns, log: RowLog) -> Iterator[Row]:
     first = next(lines, None)
     if first is None:
         return
+    if first[0] > 1:  # without a header that says otherwise, columns would be taken in the usual order
+        raise UserError(f"{path}:1: the first line can't be read, and it may name the columns: repair it")
     header = [name.strip() for name in first[1].split("\t")]
     at = [_find(name, header) for name in columns.names]
     if None not in at:
         uid_at = next((header.index(n) for n in _ID_NAMES if n in header), None)
+        used = {header[i] for i in (*at, uid_at) if i is not None} | {"language"}
+        if twice := [name for name in header if name in used and header.count(name) > 1]:
+            raise UserError(f"{path}:{first[0]}: the header names the column {twice[0]} twice: keep one")
         language_at = header.index("language") if "language" in header else None
         rest, offset, wanted = lines, first[0] + 1, header
     else:
@@ -187,7 +172,7 @@ def read_tsv(path: Path, columns: Columns, log: RowLog) -> Iterator[Row]:
             log.bad(
                 path,
                 number,
-                f"{_count(len(fields), 'column')}, {len(wanted)} expected (tab-separated: {_some(wanted, 20)})",
+                f"{_count(len(fields), 'column')}, {len(wanted)} expected (tab-separated: {some(wanted, 20)})",
             )
             continue
         uid = fields[uid_at].strip() if uid_at is not None else None
@@ -208,7 +193,7 @@ def _check_headerless(path: Path, line: int, fields: list[str], at: Sequence[int
     missing = [name for name, i in zip(columns.names, at, strict=True) if i is None]
     if len(missing) < width:
         raise UserError(
-            f"{path}:{line}: the header lacks {' and '.join(missing)}; it has {_some([n[:40] for n in fields], 20)}"
+            f"{path}:{line}: the header lacks {' and '.join(missing)}; it has {some([n[:40] for n in fields], 20)}"
         )
     raise UserError(
         f"{path}:{line}: neither a header with {', '.join(columns.names)} nor a row of {width} tab-separated columns "
@@ -225,8 +210,8 @@ def read_jsonl(path: Path, columns: Columns, log: RowLog) -> Iterator[Row]:
     """Rows of JSON lines: an object a line, columns by name."""
     for number, line in read_lines(path, log):
         try:
-            content = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            content = parse_json(line)
+        except ValueError as error:
             log.bad(path, number, f"not JSON: {str(error)[:200]}")
             continue
         row = _from_mapping(content, number, columns)
@@ -238,26 +223,14 @@ def read_jsonl(path: Path, columns: Columns, log: RowLog) -> Iterator[Row]:
 
 def read_parquet(path: Path, columns: Columns, log: RowLog) -> Iterator[Row]:
     """Rows of a parquet file, columns by name; an integer label is a class id."""
-    try:
-        import pyarrow  # type: ignore[import-untyped, unused-ignore]
-        import pyarrow.parquet  # type: ignore[import-untyped, unused-ignore]
-    except ImportError as error:
-        raise UserError(f"{path}: parquet files need pyarrow: pip install 'xsalt[parquet]'") from error
-    open_file(path).close()
-    try:
-        table = pyarrow.parquet.ParquetFile(path)
-        batches = (batch.to_pylist() for batch in table.iter_batches())
-        number = 0
-        for batch in batches:
-            for content in batch:
-                number += 1
-                row = _from_mapping(content, number, columns)
-                if isinstance(row, str):
-                    log.bad(path, number, row)
-                else:
-                    yield row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable parquet file: {' '.join(str(error).split())[:200]}") from error
+    others = [other for name in columns.names for other in _OTHER_NAMES.get(name, ())]
+    wanted = list(dict.fromkeys((*columns.names, *others, *_ID_NAMES, "language")))
+    for number, content in enumerate(read_mappings(path, wanted), 1):
+        row = _from_mapping(content, number, columns)
+        if isinstance(row, str):
+            log.bad(path, number, row)
+        else:
+            yield row
 
 
 def _from_mapping(content: Any, line: int, columns: Columns) -> Row | str:
@@ -270,28 +243,24 @@ def _from_mapping(content: Any, line: int, columns: Columns) -> Row | str:
         at = _find(name, there)
         if at is None:
             others = "".join(f" (or {other})" for other in _OTHER_NAMES.get(name, ()))
-            return f"lacks {name}{others}; it has {_some([n[:40] for n in there], 20)}"
+            return f"lacks {name}{others}; it has {some([n[:40] for n in there], 20)}"
         values.append(content[there[at]])
     for name, value in zip(columns.texts, values, strict=False):
         if not isinstance(value, str):
             return f"{name} is not a text: {str(value)[:40]!r}"
-        if "\0" in value or not _encodes(value):
+        if not is_text(value):
             return f"{name} has a character that is no text (NUL or half of a surrogate pair)"
     label = values[-1]
     if isinstance(label, bool) or not isinstance(label, (str, int)):
         return f"{columns.label} is neither a text nor a class id: {str(label)[:40]!r}"
-    uid = next((str(content[n]) for n in _ID_NAMES if content.get(n) is not None), None)
+    uid = next((content[n] for n in _ID_NAMES if content.get(n) is not None), None)
+    if isinstance(uid, bool) or not isinstance(uid, (str, int, type(None))):
+        return f"the row's id is neither a text nor a whole number: {str(uid)[:40]!r}"
     language = content.get("language")
+    if not isinstance(language, (str, type(None))):
+        return f"language is not a text: {str(language)[:40]!r}"
     texts = tuple(value.strip() for value in values[:-1])
-    return Row(line, line - 1, texts, label, uid, language if isinstance(language, str) else None)
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    return Row(line, line - 1, texts, label, None if uid is None else str(uid), language)
 
 
 def examples(path: Path, rows: Iterator[Row], columns: Columns, log: RowLog) -> Iterator[tuple[str | None, Example]]:
@@ -302,6 +271,10 @@ def examples(path: Path, rows: Iterator[Row], columns: Columns, log: RowLog) -> 
         if any(not text for text in row.texts):
             name = next(n for n, text in zip(columns.texts, row.texts, strict=True) if not text)
             log.bad(path, row.line, f"{name} is empty")
+            continue
+        wrong = _wrong_name(row)
+        if wrong:
+            log.bad(path, row.line, wrong)
             continue
         if columns.no_text and not columns.no_text.isdisjoint(row.texts):
             log.skip(path, "text lost upstream")
@@ -319,6 +292,15 @@ def examples(path: Path, rows: Iterator[Row], columns: Columns, log: RowLog) -> 
         else:
             second = row.texts[1] if len(row.texts) > 1 else None
             yield row.language, Example(row.texts[0], second, label, row.uid or str(row.number))
+
+
+def _wrong_name(row: Row) -> str | None:
+    """What is wrong with the row's language or id, if anything: both become parts of what is written."""
+    if row.language is not None and not re.fullmatch(LANGUAGE, row.language):
+        return f"language {row.language[:40]!r} is no language code such as fr, quy or zh-Hans"
+    if row.uid is not None and (found := _NO_NAME.search(row.uid)):
+        return f"the row's id has a character that no name has: {found[0]!r}"
+    return None
 
 
 def _class_of_id(id_: int, columns: Columns, classes: Mapping[str, int]) -> int | None:

@@ -16,14 +16,16 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from xsalt.data.arrays import read_array
 from xsalt.errors import UserError
+from xsalt.files import read_bytes
 
 Ids = npt.NDArray[np.int32]
 Probabilities = npt.NDArray[np.float16]
@@ -75,15 +77,13 @@ class SubstitutionTable:
         Raises:
             UserError: if a file is missing, truncated or altered, or if the table was made for something else.
         """
+        if not (folder / MANIFEST).exists():
+            raise UserError(f"{folder}: no substitution table there (no {MANIFEST}): make one with xsalt-augment")
+        manifest = _read_json(folder / MANIFEST)
         try:
-            manifest = _read_json(folder / MANIFEST)
-        except OSError as error:
-            raise UserError(
-                f"{folder}: no substitution table there ({MANIFEST}: {error.strerror}): make one with xsalt-augment"
-            ) from error
-        try:
-            found, files = str(manifest["fingerprint"]), dict(manifest["files"])
-            languages, source = tuple(manifest["languages"]), tuple(manifest.get("source", ()))
+            found = str(manifest["fingerprint"])
+            files = {name: dict(manifest["files"][name]) for name in (IDS, PROBABILITY)}
+            languages, source = tuple(map(str, manifest["languages"])), tuple(map(str, manifest.get("source", ())))
             if manifest["format"] != FORMAT:
                 raise UserError(
                     f"{folder}: a substitution table of format {manifest['format']}, not {FORMAT}: {_REBUILD}"
@@ -97,11 +97,11 @@ class SubstitutionTable:
                 "make one for this run with xsalt-augment"
             )
         for name in (IDS, PROBABILITY):
-            _check_file(folder / name, files.get(name, {}))
-        _check_stats(folder / STATS)
-        ids = np.load(folder / IDS, mmap_mode="r")
-        probability = np.load(folder / PROBABILITY, mmap_mode="r")
-        if ids.shape != probability.shape or ids.ndim != 3 or ids.shape[1] != len(languages):
+            _check_file(folder / name, files[name])
+        _read_json(folder / STATS)
+        ids = read_array(folder / IDS, np.int32, 3)
+        probability = read_array(folder / PROBABILITY, np.float16, 3)
+        if ids.shape != probability.shape or ids.shape[1] != len(languages):
             raise UserError(f"{folder}: damaged (shapes {ids.shape} and {probability.shape}): {_REBUILD}")
         return cls(folder, found, languages, source, ids, probability)
 
@@ -153,20 +153,13 @@ class SubstitutionTable:
 
     def stats(self) -> dict[str, Any]:
         """The content of ``stats.json``."""
-        return _check_stats(self.folder / STATS)
+        return _read_json(self.folder / STATS)
 
     def write_stats(self, stats: Mapping[str, Any]) -> None:
         """Puts other statistics in place of ``stats.json``, all or nothing."""
         partial = self.folder / f".{STATS}-{os.getpid()}"
         _write_sealed(partial, stats)
         os.replace(partial, self.folder / STATS)
-
-
-def _check_stats(path: Path) -> dict[str, Any]:
-    try:
-        return _read_json(path)
-    except OSError as error:
-        raise UserError(f"{path}: missing from the substitution table ({error.strerror}): {_REBUILD}") from error
 
 
 def _check_file(path: Path, expected: Mapping[str, Any]) -> None:
@@ -252,8 +245,11 @@ def _write_sealed(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """What was sealed. Raises ``OSError`` if it isn't there and ``UserError`` if a byte of it was changed."""
-    raw = path.read_bytes()
+    """What was sealed. Raises ``UserError`` if it isn't there or a byte of it was changed."""
+    try:
+        raw = read_bytes(path)
+    except UserError as error:
+        raise UserError(f"{error}: missing from the substitution table, or damaged: {_REBUILD}") from error
     try:
         text = raw.decode("utf-8")
         content: dict[str, Any] = json.loads(text)
@@ -301,6 +297,24 @@ def new_table(
         shutil.rmtree(building, ignore_errors=True)
 
 
+def discard_damaged(folder: Path) -> UserError | None:
+    """Moves a table away that can't be opened, and gives the reason; None if it can be, or there is none.
+
+    Who has it open goes on reading it.
+    """
+    if not folder.exists():
+        return None
+    try:
+        SubstitutionTable.open(folder)
+    except UserError as error:
+        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".damaged-"))
+        with suppress(FileNotFoundError):  # another process may just have done so
+            os.replace(folder, aside / "old")
+        shutil.rmtree(aside, ignore_errors=True)
+        return error
+    return None
+
+
 def _put_in_place(building: Path, folder: Path) -> None:
     try:
         os.replace(building, folder)
@@ -319,5 +333,5 @@ def fingerprint_of(folder: Path) -> str | None:
     """What the table there is a function of; None if there is no table or its manifest is damaged."""
     try:
         return str(_read_json(folder / MANIFEST).get("fingerprint"))
-    except (OSError, UserError):
+    except UserError:
         return None

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from xsalt import distributed
 from xsalt.data.dataset import Dataset
+from xsalt.data.rows import RowLog, read_text
 from xsalt.distill.parts import read_sealed, write_sealed
 from xsalt.errors import UserError
 from xsalt.logging import Progress
@@ -65,15 +66,6 @@ class Anchors:
         return torch.cat(parts) if parts else torch.zeros(0, device=queries_ND.device)
 
 
-def read_passages(path: Path) -> list[tuple[int, str]]:
-    """Lines of a text file that aren't empty, with their numbers from 0. Raises ``UserError`` if it isn't UTF-8."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start}): convert it first") from error
-    return [(number, line.strip()) for number, line in enumerate(lines) if line.strip()]
-
-
 def read_texts(text: str | None, languages: Sequence[str]) -> dict[str, list[str]]:
     """Language -> its passages, from files ``LL.txt``.
 
@@ -85,12 +77,9 @@ def read_texts(text: str | None, languages: Sequence[str]) -> dict[str, list[str
     found: dict[str, list[str]] = {}
     for language in languages:
         path = Path(text) / f"{language}.txt"
-        try:
-            found[language] = [line for _, line in read_passages(path)]
-        except OSError as error:
-            raise UserError(f"{path}: distill.method=anchors needs it for {language!r}: {error.strerror}") from error
-        if not found[language]:
-            raise UserError(f"{path}: no text in it, distill.method=anchors needs some for {language!r}")
+        if not path.exists():
+            raise UserError(f"{path}: distill.method=anchors needs it for {language!r}: no such file")
+        found[language] = [passage.first for passage in read_text(path, RowLog())]
     return found
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from xsalt.data.rows import RowLog, read_lines
 from xsalt.data.substitutions import SubstitutionTable
 from xsalt.errors import UserError
 from xsalt.text.language_vocab import piece_text
@@ -51,17 +52,16 @@ def read_lexicon(path: Path) -> dict[str, frozenset[str]]:
         UserError: naming the line, if it is not UTF-8 or holds no two words.
     """
     pairs: dict[str, set[str]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start}): convert it first") from error
-    for number, line in enumerate(lines, start=1):
+    for number, line in read_lines(path, RowLog()):
         if not line.strip():
             continue
-        source, _, target = line.strip().partition("\t" if "\t" in line else " ")
-        if not target.strip():
+        fields = line.strip().split("\t" if "\t" in line.strip() else None)
+        if len(fields) != 2 or not all(field.strip() for field in fields):
             raise UserError(f"{path}:{number}: {line[:40]!r} holds no two words: write a word, a tab, its translation")
+        source, target = fields
         pairs.setdefault(source.lower().strip(), set()).add(target.lower().strip())
+    if not pairs:
+        raise UserError(f"{path}: no word pairs in it")
     return {word: frozenset(translations) for word, translations in pairs.items()}
 
 

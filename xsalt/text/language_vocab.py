@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xsalt.errors import UserError
+from xsalt.files import read_json
 
 if TYPE_CHECKING:
     from xsalt.text.tokenizer import Tokenizer
@@ -150,30 +152,43 @@ class LanguageVocabularies:
         """Reads what ``save`` wrote. Raises ``UserError`` if it is damaged or belongs to another tokenizer."""
         path = folder / FILE_NAME
         anew = "delete it, or write it anew with xsalt-vocab"
+        if not path.exists():
+            raise UserError(f"{path}: no language vocabularies there: write them with xsalt-vocab")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
+        except UserError as error:
+            raise UserError(f"{path}: damaged: {error}: {anew}") from error
+        try:
             if content["format"] != FORMAT:
-                raise UserError(f"{path}: of format {content['format']}, not {FORMAT}: {anew}")
+                raise UserError(f"{path}: of format {str(content['format'])[:40]}, not {FORMAT}: {anew}")
             if content.pop("sha256") != _checksum(content):
                 raise UserError(f"{path}: damaged or edited, its SHA-256 is another one: {anew}")
             languages = content["languages"]
             loaded = cls(
-                {language: np.array(entry["ids"], dtype=np.int32) for language, entry in languages.items()},
+                {language: _ids(entry["ids"]) for language, entry in languages.items()},
                 {language: str(entry["backend"]) for language, entry in languages.items()},
-                tuple(content["source"]),
+                tuple(map(str, content["source"])),
                 content["tokenizer"],
             )
-        except OSError as error:
-            raise UserError(
-                f"{path}: no language vocabularies there ({error.strerror}): write them with xsalt-vocab"
-            ) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: damaged ({type(error).__name__}): {anew}") from error
         if loaded.tokenizer != tokenizer.fingerprint:
             raise UserError(
                 f"{path}: made for another tokenizer, so its ids mean nothing here: write it anew with xsalt-vocab"
             )
+        for language, ids in loaded.ids.items():
+            if len(ids) and int(ids[-1]) >= tokenizer.vocab_size:
+                raise UserError(f"{path}: damaged: {language} has the id {ids[-1]}, the tokenizer has fewer: {anew}")
         return loaded
+
+
+def _ids(listed: Any) -> Ids:
+    """Ids as ``save`` writes them, sorted. Raises ``ValueError`` for anything else."""
+    if not isinstance(listed, list) or not all(type(id_) is int and 0 <= id_ < 2**31 for id_ in listed):
+        raise ValueError("ids are whole numbers")
+    if any(a >= b for a, b in pairwise(listed)):
+        raise ValueError("ids are sorted")
+    return np.array(listed, dtype=np.int32)
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

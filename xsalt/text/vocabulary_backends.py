@@ -31,6 +31,7 @@ import numpy.typing as npt
 
 from xsalt.config_distill import VocabularyConfig
 from xsalt.errors import UserError
+from xsalt.files import open_file, read_bytes
 from xsalt.logging import say
 from xsalt.text.language_vocab import (
     FILE_NAME,
@@ -85,11 +86,12 @@ def build_vocabularies(
         return found
     plan = _plan(every, source, config)
     folder = cache / "vocabularies" / _cache_key(tokenizer, plan, tuple(source), config)
-    if (folder / FILE_NAME).exists():
-        found = LanguageVocabularies.load(folder, tokenizer)
-    else:
+    cached = _cached(folder, tokenizer)
+    if cached is None:
         found = _build(tokenizer, plan, tuple(source), config)
         found.save(folder)
+    else:
+        found = cached
     _tell_missing(
         found,
         every,
@@ -98,6 +100,17 @@ def build_vocabularies(
     )
     _tell_unweighed(plan, source)
     return found
+
+
+def _cached(folder: Path, tokenizer: Tokenizer) -> LanguageVocabularies | None:
+    """The vocabularies kept there; None if there are none, or they are damaged, which is said."""
+    if not (folder / FILE_NAME).exists():
+        return None
+    try:
+        return LanguageVocabularies.load(folder, tokenizer)
+    except UserError as error:
+        say(f"language vocabularies are made anew, those in the cache are damaged: {error}")
+        return None
 
 
 def advice(backends: str) -> str:
@@ -271,12 +284,14 @@ def _frequencies(
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines that aren't empty, with their numbers."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         for number, raw in enumerate(file, 1):
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
             except UnicodeDecodeError as error:
                 raise UserError(f"{path}:{number}: not UTF-8 ({error.reason}): convert it first") from error
+            if "\0" in line:
+                raise UserError(f"{path}:{number}: a NUL byte: is this a text file?")
             if line:
                 yield number, line
 
@@ -348,7 +363,7 @@ def _cache_key(tokenizer: Tokenizer, plan: Plan, source: tuple[str, ...], config
     """Everything that the vocabularies depend on: file contents instead of paths, the version of wordfreq."""
     settings = {k: v for k, v in asdict(config).items() if k not in ("folder", "text", "files", "backend")}
     contents = {
-        f"{name} {language}": hashlib.sha256(_path(folder, language).read_bytes()).hexdigest()
+        f"{name} {language}": hashlib.sha256(read_bytes(_path(folder, language))).hexdigest()
         for language, names in plan.items()
         for name, folder in (("corpus", config.text), ("file", config.files))
         if name in names

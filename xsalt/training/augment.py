@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from xsalt import distributed
-from xsalt.batch import IGNORE
 from xsalt.config import Composed
-from xsalt.data.dataset import Dataset, Example
-from xsalt.distill.anchors import read_passages
+from xsalt.data.dataset import Dataset
+from xsalt.data.rows import read_text
 from xsalt.distill.lexicon import find_lexicons
 from xsalt.distill.report import describe, measure, samples, warn_if_nothing
 from xsalt.errors import UserError
@@ -63,8 +62,7 @@ def read_corpus(setup: Setup, corpus: str) -> Dataset:
     elif not Path(corpus).is_file():
         raise UserError(f"corpus={corpus}: no such file; write corpus=train, corpus=dev or corpus=FILE")
     elif Path(corpus).suffix == ".txt":
-        passages = read_passages(Path(corpus))
-        examples = {setup.source[0]: [Example(text, None, IGNORE, str(number)) for number, text in passages]}
+        examples = {setup.source[0]: read_text(Path(corpus), setup.task.log)}
     else:
         examples = setup.task.read_files([corpus], setup.source)
     if not any(examples.values()):

@@ -22,6 +22,7 @@ from xsalt.checkpoint import (
     atomic_folder,
     load_checkpoint,
     read_json,
+    read_state,
     recover,
     remove_folder,
     verify,
@@ -159,7 +160,7 @@ class Checkpoints:
             raise UserError(f"{source}: holds weights only: to start from them write pretrained={source}")
         model = trainer.step.model
         word = model.embeddings.word
-        state = _state(stored)
+        state = _state(stored, source / STATE)
         if stored.get("active_rows") != len(word.active_ids):
             raise UserError(f"{source}: its active word rows are not those of this run's data: choose another run=DIR")
         # rows never touched stay those of the pretrained table under one product of decays, as without an interruption
@@ -270,12 +271,18 @@ class Checkpoints:
         path = self.folder / "last" / STATE
         if not path.exists():
             return None
-        return _state(read_json(path))
+        return _state(read_state(path.parent), path)
 
 
-def _state(stored: Mapping[str, Any]) -> State:
-    known = {field.name for field in dataclasses.fields(State)}
-    return State(**{key: value for key, value in stored.items() if key in known and value is not None})
+def _state(stored: Mapping[str, Any], where: Path) -> State:
+    """Raises ``UserError`` for a value of another type than that of the field."""
+    blank = dataclasses.asdict(State())
+    values = {name: value for name, value in stored.items() if name in blank and value is not None}
+    for name, value in values.items():
+        kind = type(blank[name])
+        if not (type(value) is kind or (kind is float and type(value) is int)):
+            raise UserError(f"{where}: {name} is {str(value)[:40]}, expected {kind.__name__}: use another checkpoint")
+    return State(**values)
 
 
 def _decided(choose: Callable[[], Value]) -> Value:

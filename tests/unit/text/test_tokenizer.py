@@ -237,10 +237,10 @@ MALFORMED = {
     "vocab.txt": [
         (b"cat\ndog\n", r"no line \[UNK\]"),
         (b"\xff\n", "not UTF-8"),
-        (b"", r"no line \[UNK\]"),
+        (b"", "the file is empty"),
         (b"[UNK]\n", "CLS"),
     ],
-    "sentencepiece.bpe.model": [(b"", "not a SentencePiece model"), (b"what is this", "not a SentencePiece model")],
+    "sentencepiece.bpe.model": [(b"", "the file is empty"), (b"what is this", "not a SentencePiece model")],
 }
 
 
