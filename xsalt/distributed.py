@@ -1,4 +1,6 @@
-"""The only file that imports ``torch.distributed``: ranks, and what they tell each other. Without a group there is one.
+"""Ranks, and what they tell each other. Without a group there is one.
+
+Beside ``parallel``, the only file that imports ``torch.distributed``.
 
 ``torchrun`` starts the ranks and names them in the environment (``RANK``, ``LOCAL_RANK``, ``WORLD_SIZE``); ``joined``
 makes them a group: gloo for what is on the CPU, nccl for what is on CUDA.
@@ -10,19 +12,14 @@ import heapq
 import os
 import time
 import uuid
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-
-from xsalt.errors import UserError
 
 Value = TypeVar("Value")
 
@@ -208,222 +205,3 @@ def another_failed(wait_s: float = 3.0) -> bool:
             return False
         time.sleep(0.05)
     return False
-
-
-class Alone:
-    """A training step of which this process is the only one. ``Replicas`` offers the same for many."""
-
-    def __init__(self, step: nn.Module) -> None:
-        self.step = step
-
-    def __call__(self, batch: Any, *args: Any) -> Any:
-        """Loss and figures of the step. ``batch``: None if this rank has no example of it."""
-        return self.step(batch, *args)
-
-    def accumulating(self) -> AbstractContextManager[None]:
-        """Within, backward passes only add to this rank's own gradients."""
-        return nullcontext()
-
-    def finish(self) -> None:
-        """After the last backward pass of an update: the gradients are then those of all ranks, summed."""
-
-
-class Replicas(Alone):
-    """A copy of the step on every rank, by PyTorch's ``DistributedDataParallel``: gradients are summed, not averaged,
-    since the loss is normalised by the counts of all ranks already.
-
-    Args:
-        table: a parameter of which an update touches few rows. It is left out of the buckets; ``finish`` exchanges the
-            rows that any rank touched.
-        dtype: what gradients are sent and added up in; None: what they are.
-    """
-
-    def __init__(self, step: nn.Module, table: nn.Parameter | None, dtype: torch.dtype | None = None) -> None:
-        self.table, self.dtype = table, dtype
-        held = _Held(step)
-        left_out = [name for name, parameter in held.named_parameters() if parameter is table]
-        left_out += [name for name, _ in held.named_buffers()]  # which are functions of the data, the same everywhere
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(held, left_out)  # type: ignore[no-untyped-call]
-        # A rank may use less than others: one without examples, or with nothing to predict by a head.
-        ddp = DistributedDataParallel(held, find_unused_parameters=True, gradient_as_bucket_view=True)
-        ddp.register_comm_hook(None, lambda state, bucket: _sum_bucket(bucket, dtype))
-        super().__init__(ddp)
-
-    def accumulating(self) -> AbstractContextManager[None]:
-        return self.step.no_sync()  # type: ignore[operator,no-any-return]
-
-    def finish(self) -> None:
-        if self.table is not None and self.table.requires_grad:
-            self.table.grad = sum_rows(self.table.grad, self.table, self.dtype)
-
-
-class _Held(nn.Module):
-    """A step beside a parameter that means nothing.
-
-    A rank whose loss depends on no other, or that has no batch at all, takes part in the sum by it. And while nothing
-    uses it, DDP doesn't warn that it looked for unused parameters in vain.
-    """
-
-    def __init__(self, step: nn.Module) -> None:
-        super().__init__()
-        self.step = step
-        self.anchor = nn.Parameter(torch.zeros(1, device=next(step.parameters()).device))
-
-    def forward(self, batch: Any, *args: Any) -> tuple[Tensor, Any]:
-        loss, figures = (torch.zeros_like(self.anchor[0]), {}) if batch is None else self.step(batch, *args)
-        return (loss if loss.requires_grad else loss + 0.0 * self.anchor[0]), figures
-
-
-def _sum_bucket(bucket: Any, dtype: torch.dtype | None) -> torch.futures.Future[Tensor]:
-    """DDP's hook: the sum of a bucket of gradients over all ranks."""
-    own: Tensor = bucket.buffer()
-    sent = own if dtype is None or own.dtype == dtype else own.to(dtype)
-    traffic["gradients"] += sent.nbytes
-    work = dist.all_reduce(sent, async_op=True)
-
-    def received(future: torch.futures.Future[list[Tensor]]) -> Tensor:
-        total = future.value()[0]
-        return total if total is own else own.copy_(total)
-
-    done: torch.futures.Future[Tensor] = work.get_future().then(received)
-    return done
-
-
-def sum_rows(grad_AD: Tensor | None, table_AD: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:
-    """The sum over ranks of a table's gradients, as a sparse tensor of the rows that any rank touched.
-
-    Ranks tell each other which rows they touched (a byte a row), then add up those alone; every rank gets the same
-    bits. None if no rank has a gradient.
-    """
-    A, D = table_AD.shape
-    touched_A = torch.zeros(A + 1, dtype=torch.uint8, device=table_AD.device)  # the last one: there is a gradient
-    rows_N, values_ND = touched_A[:0].long(), table_AD.new_empty(0, D)
-    if grad_AD is not None and grad_AD.is_sparse:
-        grad_AD = grad_AD.coalesce()
-        rows_N, values_ND = grad_AD.indices()[0], grad_AD.values()
-    elif grad_AD is not None:
-        rows_N = (grad_AD != 0).any(1).nonzero()[:, 0]
-        values_ND = grad_AD[rows_N]
-    touched_A[rows_N] = 1
-    touched_A[A] = grad_AD is not None
-    traffic["rows"] += touched_A.nbytes
-    dist.all_reduce(touched_A, dist.ReduceOp.MAX)
-    if not touched_A[A]:
-        return None
-    rows_U = touched_A[:A].nonzero()[:, 0]
-    sum_UD = torch.zeros(len(rows_U), D, dtype=dtype or table_AD.dtype, device=table_AD.device)
-    sum_UD[torch.searchsorted(rows_U, rows_N)] = values_ND.to(sum_UD.dtype)
-    traffic["rows"] += sum_UD.nbytes
-    dist.all_reduce(sum_UD)
-    summed = sum_UD.to(table_AD.dtype)
-    return torch.sparse_coo_tensor(rows_U[None], summed, (A, D), is_coalesced=True, check_invariants=False)
-
-
-class Shards(Alone):
-    """Each encoder layer's weights, gradients and moments split over ranks, by PyTorch's ``fully_shard`` (FSDP2): for
-    encoders that do not fit. All else is as in ``Replicas``, added up in one all-reduce by ``finish``.
-
-    Gradients are split anew in each micro-batch, since whole ones might not fit either.
-    """
-
-    def __init__(
-        self, step: nn.Module, table: nn.Parameter | None, encoder: nn.Module, dtype: torch.dtype | None = None
-    ) -> None:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-        # About in-place operations on hidden layers, which nobody does.
-        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
-        super().__init__(step)
-        self.table, self.dtype = table, dtype
-        self._last: Any = None
-        mesh = init_device_mesh(next(step.parameters()).device.type, (world_size(),))
-        policy = MixedPrecisionPolicy(reduce_dtype=dtype)
-        for module in (*encoder.layers, encoder):  # type: ignore[misc]
-            sharded = fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
-            sharded.set_gradient_divide_factor(1.0)
-            sharded.set_force_sum_reduction_for_comms(True)
-            _count_traffic(sharded)
-        self.rest = [p for p in step.parameters() if p.requires_grad and p is not table and not is_sharded(p)]
-
-    def __call__(self, batch: Any, *args: Any) -> Any:
-        if batch is not None:
-            self._last = batch
-            return self.step(batch, *args)
-        if self._last is None:
-            raise UserError(f"a batch has fewer examples than there are ranks ({world_size()}): raise batch.size")
-        loss, _ = self.step(self._last, *args)  # weights are gathered layer by layer: no rank may skip one
-        return loss * 0.0, {}
-
-    def finish(self) -> None:
-        if self.rest:
-            device = self.rest[0].device
-            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.rest]
-            there = torch.tensor([float(p.grad is not None) for p in self.rest], device=device)
-            flat = torch.cat([there.to(grads[0].dtype), *(grad.flatten() for grad in grads)])
-            sent = flat if self.dtype is None else flat.to(self.dtype)
-            traffic["gradients"] += sent.nbytes
-            dist.all_reduce(sent)
-            there, *sums = torch.split(sent.to(flat.dtype), [len(self.rest), *(p.numel() for p in self.rest)])
-            for p, found, total in zip(self.rest, there.tolist(), sums, strict=True):
-                p.grad = total.view_as(p) if found else None
-        if self.table is not None and self.table.requires_grad:
-            self.table.grad = sum_rows(self.table.grad, self.table, self.dtype)
-
-
-def _count_traffic(sharded: Any) -> None:
-    """Has a module of FSDP2 count what it gathers and reduces."""
-    from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
-
-    class Gather(DefaultAllGather):
-        def __call__(self, output_tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-            traffic["weights"] += output_tensor.nbytes
-            return super().__call__(output_tensor, *args, **kwargs)
-
-    class Reduce(DefaultReduceScatter):
-        def __call__(self, output_tensor: Tensor, input_tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-            traffic["gradients"] += input_tensor.nbytes
-            return super().__call__(output_tensor, input_tensor, *args, **kwargs)
-
-    sharded.set_custom_all_gather(Gather())
-    sharded.set_custom_reduce_scatter(Reduce())
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether this rank holds a part of the tensor only."""
-    return hasattr(tensor, "full_tensor")
-
-
-def own_part(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor, in the same memory; another tensor as it is."""
-    split: Any = tensor
-    part: Tensor = split.to_local() if is_sharded(tensor) else tensor
-    return part
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor put together from all ranks, each of which must call it; another tensor as it is."""
-    split: Any = tensor
-    complete: Tensor = split.full_tensor() if is_sharded(tensor) else tensor
-    return complete
-
-
-def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor, split as the parameter is, if it is."""
-    if not is_sharded(parameter):
-        return value
-    own = own_part(parameter)
-    parts = value.chunk(world_size())  # along the first dimension, as fully_shard does
-    split = torch.zeros_like(parameter)
-    if len(own):
-        own_part(split).copy_(parts[rank()])
-    return split
-
-
-def parallel(
-    step: nn.Module, table: nn.Parameter | None, dtype: torch.dtype | None = None, encoder: nn.Module | None = None
-) -> Alone:
-    """The step as this rank calls it: several ranks have ``Replicas``, or ``Shards`` of the encoder if it is given."""
-    if world_size() == 1:
-        return Alone(step)
-    return Replicas(step, table, dtype) if encoder is None else Shards(step, table, encoder, dtype)

@@ -20,8 +20,9 @@ import pytest
 import torch
 
 from tests.tiny import LISTS, TINY
-from xsalt import distributed
+from xsalt import distributed, parallel
 from xsalt.nn.dropout import set_dropout_key
+from xsalt.nn.inference import inference
 from xsalt.training.resume import Checkpoints
 from xsalt.training.run import Setup, prepare
 from xsalt.training.state import State
@@ -74,7 +75,7 @@ def work(folder: Path, data: Path) -> None:
     """All of ``WORK``, one after the other."""
     ranks, rank = distributed.world_size(), distributed.rank()
     for name, (does, keys) in WORK.items():
-        if name.endswith("fsdp") and ranks != 3:  # one number that divides few sizes is enough, and one process has all
+        if ranks not in RANKS.get(name, (ranks,)):
             continue
         np.savez(folder / f"{name}-{ranks}-{rank}.npz", **does(data, folder / f"run-{name}-{ranks}", *keys))
 
@@ -88,7 +89,7 @@ def prepared(data: Path, run: Path, *keys: str, joined: bool = True) -> Any:
     checkpoints.tokenizer, checkpoints.labels = setup.tokenizer, tuple(setup.task.labels)
     with pytest.MonkeyPatch.context() as patch:
         if not joined:
-            patch.setattr(distributed, "parallel", lambda step, *_: distributed.Alone(step))
+            patch.setattr(parallel, "in_parallel", lambda step, *_: parallel.Alone(step))
         trainer, _ = prepare(setup, checkpoints)
     run.mkdir(exist_ok=True)
     return trainer
@@ -131,7 +132,7 @@ def gradients(data: Path, run: Path, *keys: str) -> dict[str, np.ndarray]:
     model = trainer.step.model.double()
     model.train()
     encoder = model.encoder if trainer.config.distributed.engine == "fsdp" else None
-    parallel = distributed.parallel(trainer.step, model.embeddings.word.weight, None, encoder)  # anew, in float64
+    joined_step = parallel.in_parallel(trainer.step, model.embeddings.word.weight, None, encoder)  # anew, in float64
     drawn = next(trainer.updates(State(), 1))
     counted = [trainer.step.count(batch) for batch in drawn.batches]
     agreed = Agreed.by_all(counted, 1, None)
@@ -139,13 +140,13 @@ def gradients(data: Path, run: Path, *keys: str) -> dict[str, np.ndarray]:
         if batch is not None:
             batch = batch.with_(mix=batch.mix and replace(batch.mix, r=batch.mix.r.double()))
             set_dropout_key(model, 1, 0, batch)
-        with parallel.accumulating() if number + 1 < len(counted) else nullcontext():
-            loss, _ = parallel(batch, agreed.counts, own)
+        with joined_step.accumulating() if number + 1 < len(counted) else nullcontext():
+            loss, _ = joined_step(batch, agreed.counts, own)
             if loss.requires_grad:
                 loss.backward()
-    parallel.finish()
+    joined_step.finish()
     found = {
-        name: (p.grad.to_dense() if p.grad.is_sparse else distributed.whole(p.grad)).numpy()
+        name: (p.grad.to_dense() if p.grad.is_sparse else parallel.whole(p.grad)).numpy()
         for name, p in model.named_parameters()
         if p.grad is not None
     }
@@ -156,18 +157,24 @@ def updates(data: Path, run: Path, *keys: str) -> dict[str, np.ndarray]:
     """Weights before and after 50 updates in float32, with dropout."""
     trainer = prepared(data, run, *keys)
     weights = dict(trainer.step.model.named_parameters())
-    before = {f"before/{name}": distributed.whole(value.detach()).clone().numpy() for name, value in weights.items()}
+    before = {f"before/{name}": parallel.whole(value.detach()).clone().numpy() for name, value in weights.items()}
     state = trainer.fit(State())
-    after = {f"after/{name}": distributed.whole(value.detach()).clone().numpy() for name, value in weights.items()}
+    model, batch = trainer.step.model, trainer.train.batch(np.arange(8))
+    with inference(model):  # ranks have shares of their own to evaluate, not the same number of batches
+        for _ in range(distributed.rank() + 1):
+            logits_BC = model.classify(model.encode(model.embed(batch), batch.layout), batch.layout)
+    after = {f"after/{name}": parallel.whole(value.detach()).clone().numpy() for name, value in weights.items()}
     moments = {
-        f"{key}/{name}": distributed.whole(trainer.optimizer.state[value][key]).numpy()
+        f"{key}/{name}": parallel.whole(trainer.optimizer.state[value][key]).numpy()
         for name, value in weights.items()
         for key in ("exp_avg", "exp_avg_sq")
         if key in trainer.optimizer.state[value]
     }
-    return before | after | moments | {"best": np.array([state.best, state.best_update])}
+    return before | after | moments | {"best": np.array([state.best, state.best_update]), "logits": logits_BC.numpy()}
 
 
+RANKS = {"little": (1, 4), "updates": (1, 2, 4), "gradients-fsdp": (3,), "updates-fsdp": (3,)}
+"""Where not all numbers of ranks are needed. FSDP's divides few sizes, and one process has nothing to split."""
 TRAINED = [f"max_updates={UPDATES}", "log_every=25", "eval.every=25", "optim.lr=1e-3"]
 WORK: dict[str, tuple[Any, list[str]]] = {
     "draws": (draws, []),

@@ -14,7 +14,7 @@ from tests.tiny import write_nli
 Arrays = dict[str, np.ndarray]
 Seen = Callable[[str, int], list[Arrays]]
 WORLDS = (1, 2, 3, 4)
-TRAINED = [("updates", 2), ("updates", 3), ("updates", 4), ("updates-fsdp", 3)]
+TRAINED = [("updates", 2), ("updates", 4), ("updates-fsdp", 3)]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_all_ranks_together_draw_what_one_process_draws(seen: Seen, ranks: int) 
 
 @pytest.mark.parametrize(
     ("name", "ranks"),
-    [*((name, ranks) for name in ("gradients", "little") for ranks in WORLDS[1:]), ("gradients-fsdp", 3)],
+    [("gradients", 2), ("gradients", 3), ("gradients", 4), ("little", 4), ("gradients-fsdp", 3)],
 )
 def test_gradients_of_one_update_are_those_of_one_process(seen: Seen, name: str, ranks: int) -> None:
     (alone,) = seen(name.removesuffix("-fsdp"), 1)
@@ -93,6 +93,7 @@ def test_fifty_updates_with_dropout_end_where_one_process_ends(seen: Seen, name:
         difference += float(((step - other).astype(np.float64) ** 2).sum())
     assert np.sqrt(moved) > 0.01 * UPDATES
     assert np.sqrt(difference) <= 1e-4 * np.sqrt(moved)
+    np.testing.assert_allclose(own["logits"], alone["logits"], rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize(("name", "ranks"), TRAINED)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.distributed.ranks import launch
-from xsalt import distributed
+from xsalt import distributed, parallel
 from xsalt.batch import Batch, Layout
 from xsalt.criterions.cross_entropy import CrossEntropy, CrossEntropyConfig
 from xsalt.data.batching import plan_batches, split_update
@@ -62,12 +62,12 @@ def one_update(folder: Path) -> None:
     found = {"dense": np.array(sum(sizes.values()) + V * D * 4)}
     for name, dtype in (("exact", None), ("bf16", torch.bfloat16)):
         step = TrainStep(model, {"cross_entropy": CrossEntropy(CrossEntropyConfig(), None)}, "fp32")  # type: ignore[arg-type]
-        parallel = distributed.parallel(step, word, dtype)
+        joined_step = parallel.in_parallel(step, word, dtype)
         distributed.traffic.clear()
         batch = xnli_batch(lengths[share], rank)
         counts = dict(zip(["cross_entropy"], distributed.sum_over_ranks([float(len(share))]), strict=True))
-        parallel(batch, counts)[0].backward()
-        parallel.finish()
+        joined_step(batch, counts)[0].backward()
+        joined_step.finish()
         found |= {f"{name}/{kind}": np.array(sent) for kind, sent in distributed.traffic.items()}
         found |= {f"{name}/gradient/{key}": p.grad.to_dense().numpy() for key, p in list(model.named_parameters())[:6]}
         found[f"{name}/touched"] = np.array([len(batch.ids_T.unique()), len(word.grad.indices()[0])])
@@ -91,9 +91,9 @@ def sums_of_rows(rank: int) -> dict[str, np.ndarray]:
     }.items():
         expected = torch.zeros(40, 3) if own is None else own.to_dense().clone()
         torch.distributed.all_reduce(expected)
-        summed = distributed.sum_rows(own, table)
+        summed = parallel.sum_rows(own, table)
         found |= {f"rows/{name}": summed.to_dense().numpy(), f"rows/{name}/expected": expected.numpy()}
-    found["rows/none"] = np.array(distributed.sum_rows(None, table) is None)
+    found["rows/none"] = np.array(parallel.sum_rows(None, table) is None)
     return found
 
 

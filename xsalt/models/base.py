@@ -18,13 +18,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from xsalt import distributed
 from xsalt.batch import Batch, Layout
 from xsalt.checkpoint import Parts
 from xsalt.errors import UserError
 from xsalt.nn.embedding import Embeddings
 from xsalt.nn.encoder import Encoder, EncoderConfig
 from xsalt.nn.heads import FirstTokenClassifier, MeanClassifier, MLMHead
+from xsalt.parallel import sharded_like, whole
 from xsalt.protocols import FIRST
 
 WORD_TABLE = "embeddings.word.weight"
@@ -180,12 +180,12 @@ class EncoderModel(nn.Module):
         word = self.embeddings.word
         table = Parts((word.vocab_size, word.width), word.weight.dtype, word.snapshot())
         others = {name: value.detach() for name, value in self.state_dict().items() if name != WORD_TABLE}
-        copies = {name: distributed.whole(value).to("cpu", copy=True) for name, value in others.items()}
+        copies = {name: whole(value).to("cpu", copy=True) for name, value in others.items()}
         return {WORD_TABLE: table, **copies}
 
     def _other_state(self) -> dict[str, Tensor]:
         state = {name: value for name, value in self.state_dict().items() if name != WORD_TABLE}
-        return {name: distributed.whole(value.detach()).cpu() for name, value in state.items()}
+        return {name: whole(value.detach()).cpu() for name, value in state.items()}
 
     @torch.no_grad()
     def load_whole_state(
@@ -214,7 +214,7 @@ class EncoderModel(nn.Module):
                 word = self.embeddings.word
                 word.load_active(state[name]) if active_rows_only else word.load(state[name])
             else:
-                value.copy_(distributed.sharded_like(state[name], value))
+                value.copy_(sharded_like(state[name], value))
 
     @torch.no_grad()
     def initialise(self, parts: Sequence[str], seed: int) -> None:

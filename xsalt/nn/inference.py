@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from xsalt.distributed import is_sharded
 from xsalt.kernels.layer import weights_stay
 from xsalt.memory import give_back_freed_memory, keep_freed_memory
+from xsalt.parallel import put_together
 
 
 @contextmanager
@@ -20,12 +20,13 @@ def inference(model: Any) -> Iterator[None]:
     model.eval()
     keep_freed_memory()
     try:
-        if any(is_sharded(p) for p in model.parameters()):  # whole weights come and go, layer by layer
-            with torch.no_grad():
-                yield
-        else:
-            with torch.inference_mode(), weights_stay():
-                yield
+        with put_together(model) as split:
+            if split:  # these weights do not stay, and inference tensors would not do in training
+                with torch.no_grad():
+                    yield
+            else:
+                with torch.inference_mode(), weights_stay():
+                    yield
     finally:
         model.train(was)
         give_back_freed_memory()

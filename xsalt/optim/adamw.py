@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from xsalt import kernels
-from xsalt.distributed import is_sharded, own_part, sharded_like, sum_over_ranks, whole
+from xsalt.distributed import sum_over_ranks
 from xsalt.kernels import cpu
+from xsalt.parallel import is_sharded, own_part, sharded_like, whole
 
 
 class AdamW(torch.optim.AdamW):

@@ -14,6 +14,7 @@ from xsalt import distributed
 from xsalt.batch import IGNORE, Batch
 from xsalt.logging import say
 from xsalt.nn.dropout import set_dropout_key
+from xsalt.parallel import is_sharded
 from xsalt.training.state import State
 
 LEARNT_FROM, LEARNT_BY = 100, 200
@@ -46,7 +47,7 @@ def offenders(
     device = next(step.parameters()).device
     trained = [p for p in step.parameters() if p.requires_grad]
     bad = []
-    split = any(distributed.is_sharded(p) for p in trained)  # then every pass is one of all ranks together
+    split = any(is_sharded(p) for p in trained)  # then every pass is one of all ranks together
     for batch in () if split else batches:
         placed = batch.to(device)
         set_dropout_key(step.model, seed, update, placed)

@@ -32,6 +32,7 @@ from xsalt.evaluation.evaluate import write_text
 from xsalt.logging import say
 from xsalt.models.auto import save_model
 from xsalt.optim.adamw import load_state_tensors, state_tensors
+from xsalt.parallel import is_sharded
 from xsalt.training.saving import Writer, is_gone
 from xsalt.training.state import State
 
@@ -195,7 +196,7 @@ class Checkpoints:
             weights = {key: value.detach().clone() for key, value in model.named_parameters()}
             self._best = weights, model.embeddings.word.decay
         names = [name for name in names if options.keep == "all" or (options.keep, name) == ("best", "best")]
-        split = any(distributed.is_sharded(parameter) for parameter in model.parameters())
+        split = any(is_sharded(parameter) for parameter in model.parameters())
         if not names or not (split or distributed.is_first()):  # weights split over ranks are put together by all
             return
         self._writer.wait()  # before the copy: there is one at a time

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from xsalt import distributed, kernels
+from xsalt import distributed, kernels, parallel
 from xsalt.config import Composed, cache_dir, component_class, component_config
 from xsalt.data.dataset import Dataset, Example, tokenise
 from xsalt.errors import UserError
@@ -323,7 +323,7 @@ def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, 
     step = TrainStep(model, criterions, setup.precision, augmenters)
     half = torch.bfloat16 if options.distributed.compress == "bf16" else None
     sharded = model.encoder if options.distributed.engine == "fsdp" else None
-    parallel = distributed.parallel(step, word.weight, half, sharded)
+    joined_step = parallel.in_parallel(step, word.weight, half, sharded)
     optimizer = make_adamw(
         model, lr=lr, weight_decay=optim.weight_decay, betas=(optim.beta1, optim.beta2), eps=optim.eps
     )
@@ -340,7 +340,7 @@ def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, 
         save=lambda names, state: checkpoints.save(names, model, optimizer, state),
         check=checkpoints.check,
         show=lambda batch: show_batch(batch, setup.tokenizer),
-        parallel=parallel,
+        parallel=joined_step,
     )
     return trainer, criterions
 

@@ -24,6 +24,7 @@ from xsalt.memory import give_back_freed_memory, keep_freed_memory
 from xsalt.nn.dropout import set_dropout_key
 from xsalt.optim.adamw import AdamW, clipping, gradient_norm
 from xsalt.optim.schedules import rate
+from xsalt.parallel import Alone
 from xsalt.protocols import Augmenter
 from xsalt.training.health import backward, named, offenders, watch_learning
 from xsalt.training.prefetch import prefetched
@@ -97,7 +98,7 @@ class Trainer:
     """Raises the error of a checkpoint that could not be written meanwhile."""
     show: Callable[[Batch], str]
     """An augmented batch as Markdown, for TensorBoard."""
-    parallel: distributed.Alone
+    parallel: Alone
     """``step`` as this rank calls it: where there are several, their gradients are added up."""
 
     def plan(self, epoch: int) -> list[list[np.ndarray]]:
