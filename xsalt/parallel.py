@@ -153,6 +153,11 @@ class Shards(Alone):
             sharded.set_gradient_divide_factor(1.0)
             sharded.set_force_sum_reduction_for_comms(True)
             _count_traffic(sharded)
+        # By default FSDP gathers ahead in the reverse order of all forward passes since the last update, which differs
+        # from rank to rank where each evaluates a share of its own: so the order is said.
+        layers: list[Any] = list(encoder.layers)  # type: ignore[arg-type]
+        for before, layer in zip([encoder, *layers], [*layers, encoder], strict=True):
+            layer.set_modules_to_backward_prefetch([before])
         self.rest = [p for p in step.parameters() if p.requires_grad and p is not table and not is_sharded(p)]
 
     def __call__(self, batch: Any, *args: Any) -> Any:
