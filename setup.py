@@ -73,6 +73,7 @@ setup(
         "wordfreq": WORDFREQ,
         "parquet": PARQUET,
         "triton": TRITON,
+        "slurm": ["hydra-submitit-launcher>=1.2"],
         "quickstart": E5 + WORDFREQ,
         "test": E5 + WORDFREQ + PARQUET + TRITON + TEST,
         "benchmark": E5 + WORDFREQ + BENCHMARK,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from xsalt.config import Composed
+from xsalt.errors import UserError
 from xsalt_cli.front import Request, Script, finish, job_run, one_line, prepare, quoted
 from xsalt_cli.plugins import load_plugins
 
@@ -20,6 +22,7 @@ def sweep(script: Script, request: Request, job: Callable[[Composed], int | None
     from omegaconf import OmegaConf
 
     overrides = prepare(script, request)
+    _launcher_is_there(request.hydra)
     folders = [Path(folder).resolve() for folder in request.flags.user_dir]
 
     def one(config: Any) -> None:
@@ -44,3 +47,10 @@ def sweep(script: Script, request: Request, job: Callable[[Composed], int | None
         sys.argv = saved
         os.environ.pop("HYDRA_FULL_ERROR") if full is None else os.environ.update(HYDRA_FULL_ERROR=full)
     return 0
+
+
+def _launcher_is_there(words: Sequence[str]) -> None:
+    """Raises ``UserError`` with the command to type if the launcher asked for is submitit's and not installed."""
+    asked = [word for word in words if word.startswith("hydra/launcher=submitit")]
+    if asked and importlib.util.find_spec("submitit") is None:
+        raise UserError(f"{asked[0]}: needs submitit: pip install 'xsalt[slurm]'")

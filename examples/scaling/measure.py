@@ -55,12 +55,12 @@ def torchrun(ranks: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
 
 
-def train(options: argparse.Namespace, ranks: int, threads: int, batch: int) -> dict[str, float]:
+def train(options: argparse.Namespace, ranks: int, threads: int, batch: int, *keys: str) -> dict[str, float]:
     """Medians over the logged windows of a short run, the first left out."""
     folder = Path(tempfile.mkdtemp(prefix="xsalt-scaling-"))
     script = shutil.which("xsalt-train", path=str(Path(sys.executable).parent)) or "xsalt-train"
     words = ["--task", "xnli", f"run={folder / 'run'}", f"batch.size={batch}", f"max_updates={options.updates}"]
-    words += ["log_every=5", "checkpoint.keep=none", "eval.every=100000", "languages=[]", *options.keys]
+    words += ["log_every=5", "checkpoint.keep=none", "eval.every=100000", "languages=[]", *options.keys, *keys]
     try:
         run([*(torchrun(ranks) if ranks > 1 else [sys.executable]), script, *words], threads)
         lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
@@ -100,11 +100,17 @@ def distinct_rows(options: argparse.Namespace) -> dict[str, list[float]]:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Everything that takes time; rounds in turn, so that a slow minute meets all alike."""
-    layouts = {"1 rank, 1 thread": (1, 1), "1 rank, 2 threads": (1, 2), "2 ranks": (2, 1), "4 ranks": (4, 1)}
+    layouts: dict[str, tuple[int, int, list[str]]] = {
+        "1 rank, 1 thread": (1, 1, []),
+        "1 rank, 2 threads": (1, 2, []),
+        "2 ranks": (2, 1, []),
+        "2 ranks, sums in bf16": (2, 1, ["distributed.compress=bf16"]),
+        "4 ranks": (4, 1, []),
+    }
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in layouts}
     for number in range(options.rounds):
-        for name, (ranks, threads) in layouts.items():
-            rounds[name].append(train(options, ranks, threads, options.batch))
+        for name, (ranks, threads, keys) in layouts.items():
+            rounds[name].append(train(options, ranks, threads, options.batch, *keys))
             print(f"round {number + 1}: {name}: {rounds[name][-1]['pairs_per_s']:.1f} pairs/s", file=sys.stderr)
     sizes = [train(options, 1, 1, size) for size in (options.batch // 4, options.batch // 2, options.batch * 2)]
     collectives = Path(__file__).with_name("collectives.py")
@@ -152,13 +158,17 @@ def here(found: dict[str, Any]) -> str:
 
 
 def predicted(compute: Line, links: dict[int, Line], ranks: int, cores: int, row: dict[str, float]) -> float:
-    """Seconds of an update on ranks of one thread, which share the cores when there are more of them."""
+    """Seconds of an update on ranks of one thread of one machine.
+
+    Ranks that outnumber the cores share them. What an update costs besides its tokens is the optimizer, which waits for
+    memory, and that is shared in any case. The CPU does the adding up, so nothing of it is hidden.
+    """
     crowd = max(1.0, ranks / cores)
-    own = compute.start + compute.slope * row["tokens"] / ranks * row.get("balance", 1.0)
+    own = ranks * compute.start + crowd * compute.slope * row["tokens"] / ranks * row.get("balance", 1.0)
     if ranks == 1:
         return own
-    calls = 4  # counts, rows touched, their sum, gradients; the CPU does the adding, so nothing hides
-    return crowd * own + calls * links[ranks].start + links[ranks].slope * 1e6 * row["traffic_mb"]
+    calls = 4  # counts, rows touched, their sum, gradients
+    return own + calls * links[ranks].start + links[ranks].slope * 1e6 * row["traffic_mb"]
 
 
 def projection(rows_of: Heaps) -> str:

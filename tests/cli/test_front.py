@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 from tests.cli.conftest import ROOT, Run
+from xsalt_cli.train import main as train
 
 LIGHT = "import sys; import {module}; print(*sorted({{'torch', 'hydra', 'omegaconf', 'numpy'}} & set(sys.modules)))"
 
@@ -250,3 +252,9 @@ def test_a_failing_job_of_a_sweep_does_not_stop_the_others_but_fails_the_sweep(s
     assert [job[2] for job in jobs] == [12, 13, 14]
     assert err.strip().splitlines()[-1] == "xsalt-train: error: seed 13 is unlucky"
     assert "Traceback" not in err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("submitit") is not None, reason="submitit is installed")
+def test_a_launcher_that_is_not_installed_names_what_to_install(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(["--task", "xnli", "--multirun", "seed=1,2", "hydra/launcher=submitit_slurm"]) == 2
+    assert "needs submitit: pip install 'xsalt[slurm]'" in capsys.readouterr().err
