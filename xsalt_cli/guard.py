@@ -17,6 +17,23 @@ class Terminated(BaseException):
     """SIGTERM came, at a place that doesn't wait for it: like ``KeyboardInterrupt``."""
 
 
+STOPPED: dict[type[BaseException], tuple[str, int]] = {
+    KeyboardInterrupt: ("interrupted", 130),
+    Terminated: ("terminated", 143),
+}
+"""What is said of a signal, and the exit code."""
+
+
+def _stopped(error: BaseException) -> tuple[str, int] | None:
+    """What to say if the error came up while a signal was being handled."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if type(cause) in STOPPED:
+            return STOPPED[type(cause)]
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
 def _terminate(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
     raise Terminated
@@ -38,16 +55,16 @@ def guard(prog: str, main: Callable[[], int | None]) -> int:
         return code
     except UserError as error:
         return _say(prog, f"error: {error}", 2)
-    except KeyboardInterrupt:
-        return _say(prog, "interrupted", 130)
-    except Terminated:
-        return _say(prog, "terminated", 143)
+    except (KeyboardInterrupt, Terminated) as error:
+        return _say(prog, *STOPPED[type(error)])
     except BrokenPipeError:
         # The reader of a pipe went away, as `head` does. Python flushes again at exit, hence the empty device.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
         sys.stdout.flush()
+        if (stopped := _stopped(error)) is not None:  # a library failed to clean up after a signal
+            return _say(prog, *stopped)
         if not alone and _is_echo(error):
             return 1
         if not alone and _lost_contact(error):

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tests.cli.conftest import ROOT, Run
+from xsalt_cli.guard import Terminated, guard
 from xsalt_cli.train import main as train
 
 LIGHT = "import sys; import {module}; print(*sorted({{'torch', 'hydra', 'omegaconf', 'numpy'}} & set(sys.modules)))"
@@ -258,3 +259,17 @@ def test_a_failing_job_of_a_sweep_does_not_stop_the_others_but_fails_the_sweep(s
 def test_a_launcher_that_is_not_installed_names_what_to_install(capsys: pytest.CaptureFixture[str]) -> None:
     assert train(["--task", "xnli", "--multirun", "seed=1,2", "hydra/launcher=submitit_slurm"]) == 2
     assert "needs submitit: pip install 'xsalt[slurm]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_a_library_that_fails_when_a_signal_interrupts_it_is_no_bug(
+    stop: type[BaseException], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> None:
+        try:
+            raise stop
+        finally:
+            raise AttributeError("no lock to release")
+
+    assert guard("xsalt-train", main) == code
+    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -52,7 +52,7 @@ def test_a_signal_before_training_begins_ends_in_one_line(
         wait_until((run / ".lock").exists, process)  # data, tables and model are still to come
         process.send_signal(number)
         err = process.communicate(timeout=60)[1]
-    assert process.returncode == code
+    assert process.returncode == code, err
     assert err.strip().splitlines()[-1] == f"xsalt-train: {word}" and "Traceback" not in err
     assert not (run / "checkpoints").exists()
 
