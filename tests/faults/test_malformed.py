@@ -278,6 +278,10 @@ def test_weights_that_unfold_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data/0", bytes(300_000_000))
     refused(reader, tmp_path, "compressed")
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(b"PK\x01\x02") + 6] = 99  # the version needed: Python's reader gives up, others may not
+    path.write_bytes(raw)
+    refused(reader, tmp_path, "of a kind that PyTorch never writes")
 
 
 def test_a_configuration_that_asks_for_a_billion_layers_is_refused(tmp_path: Path) -> None:

@@ -132,7 +132,8 @@ def ensure_table(
     )
     place = cache / "substitutions" / key[:32]
     # Only rank 0 looks: a network file system would tell the others of an absent file for some time after it is there.
-    if not distributed.from_first(distributed.is_first() and _is_good(place, key)):
+    table = _good_one(place, key) if distributed.is_first() else None
+    if not distributed.from_first(table is not None):
         build_table(
             made or model(),
             tokenizer,
@@ -148,24 +149,24 @@ def ensure_table(
             texts,
             SumsFolder(cache / "anchors", weights),
         )
-    table = SubstitutionTable.open(place, key)
+    table = SubstitutionTable.open(place, key) if table is None else table
     warn_if_nothing(table.stats())
     return table
 
 
-def _is_good(place: Path, key: str) -> bool:
-    """Whether the cache has the table. One that is damaged is moved out of the way, which is said."""
+def _good_one(place: Path, key: str) -> SubstitutionTable | None:
+    """The table that the cache has. One that is damaged is moved out of the way, which is said."""
     if not place.exists():
-        return False
+        return None
     try:
-        SubstitutionTable.open(place, key)
+        return SubstitutionTable.open(place, key)
     except UserError:
         with writable(place):
             error = discard_damaged(place)
-        if error is not None:  # else another process has made it anew meanwhile
-            say(f"substitutions are scored anew, the table in the cache is damaged: {error}")
-            return False
-    return True
+        if error is None:  # another process has made it anew meanwhile
+            return SubstitutionTable.open(place, key)
+        say(f"substitutions are scored anew, the table in the cache is damaged: {error}")
+        return None
 
 
 def synonym_languages(vocabularies: LanguageVocabularies, source: Sequence[str]) -> tuple[str, ...]:

@@ -168,7 +168,9 @@ def _refuse_compressed(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise UserError(f"{path}: compressed, which PyTorch's own files never are: not read")
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+    except NotImplementedError as error:  # a later zip than Python reads: what is in it cannot be told
+        raise UserError(f"{path}: an archive of a kind that PyTorch never writes: not read") from error
+    except (zipfile.BadZipFile, OSError, ValueError):
         return  # an older format, or damaged: PyTorch tells
 
 
