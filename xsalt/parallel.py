@@ -1,4 +1,5 @@
-"""Sums of gradients over ranks: ``Replicas`` (PyTorch's DistributedDataParallel) and ``Shards`` (its FSDP2).
+"""Sums of gradients over ranks: ``Replicas`` (PyTorch's DistributedDataParallel), ``OneMachine`` (the same with
+weights in shared memory) and ``Shards`` (its FSDP2).
 
 Beside ``distributed``, the only file that imports ``torch.distributed``.
 """
@@ -6,7 +7,7 @@ Beside ``distributed``, the only file that imports ``torch.distributed``.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -15,8 +16,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from xsalt.distributed import rank, traffic, world_size
+from xsalt.distributed import is_first, rank, traffic, wait_for_all, world_size
 from xsalt.errors import UserError
+from xsalt.shared_memory import own_rows, shared_tensors
 
 
 class Alone:
@@ -35,6 +37,12 @@ class Alone:
 
     def finish(self) -> None:
         """After the last backward pass of an update: the gradients are then those of all ranks, summed."""
+
+    def settle(self) -> None:
+        """Before anything but the step reads the weights: they are then those of the last update, whole."""
+
+    def close(self) -> None:
+        """After the last update: what each rank does with its weights from then on is its own affair."""
 
 
 class Replicas(Alone):
@@ -55,7 +63,7 @@ class Replicas(Alone):
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(held, left_out)  # type: ignore[no-untyped-call]
         # A rank may use less than others: one without examples, or with nothing to predict by a head.
         ddp = DistributedDataParallel(held, find_unused_parameters=True, gradient_as_bucket_view=True)
-        ddp.register_comm_hook(None, lambda state, bucket: _sum_bucket(bucket, dtype))
+        ddp.register_comm_hook(None, lambda state, bucket: self._sum_bucket(bucket))
         super().__init__(ddp)
 
     def accumulating(self) -> AbstractContextManager[None]:
@@ -64,6 +72,111 @@ class Replicas(Alone):
     def finish(self) -> None:
         if self.table is not None and self.table.requires_grad:
             self.table.grad = sum_rows(self.table.grad, self.table, self.dtype)
+
+    def _sum_bucket(self, bucket: Any) -> torch.futures.Future[Tensor]:
+        """DDP's hook: the sum of a bucket of gradients over all ranks."""
+        own: Tensor = bucket.buffer()
+        sent = own if self.dtype is None or own.dtype == self.dtype else own.to(self.dtype)
+        traffic["gradients"] += sent.nbytes
+        work = dist.all_reduce(sent, async_op=True)
+
+        def received(future: torch.futures.Future[list[Tensor]]) -> Tensor:
+            total = future.value()[0]
+            return total if total is own else own.copy_(total)
+
+        done: torch.futures.Future[Tensor] = work.get_future().then(received)
+        return done
+
+
+class OneMachine(Replicas):
+    """Replicas on the CPU of one machine. They share the weights and AdamW's moments, of which each rank updates some
+    rows of every parameter, and it alone needs the gradients of these: the others leave them in shared memory.
+
+    After ``finish`` a gradient is the sum over ranks in the rows that this rank updates (``shared_part``), and this
+    rank's own in the others. Weights are written between ``finish`` and what ranks next wait for each other with:
+    the counts of the next update, which come before its forward pass, or ``settle``.
+    """
+
+    @classmethod
+    def of(cls, step: nn.Module, table: nn.Parameter | None, dtype: torch.dtype | None) -> OneMachine | None:
+        """None where ranks can't share memory."""
+        trained = [p for p in step.parameters() if p.requires_grad]
+        if not all(p.ndim for p in trained):
+            return None
+        like: list[Any] = [(p.shape, p.dtype) for p in trained for _ in ("weight", "exp_avg", "exp_avg_sq")]
+        like += [((world_size(), *p.shape), dtype or p.dtype) for p in trained if p is not table]
+        memory = shared_tensors(like)
+        if memory is None:
+            return None
+        tensors = iter(memory)
+        for p in trained:
+            weight, *moments = (next(tensors) for _ in range(3))
+            if is_first():
+                weight.copy_(p.detach())
+            p.data = weight
+            p.shared_part = SharedPart(own_rows(len(p)), weight, *moments)  # type: ignore[attr-defined]
+        wait_for_all()
+        return cls(step, table, dtype, [_Left(p, next(tensors)) for p in trained if p is not table])
+
+    def __init__(
+        self, step: nn.Module, table: nn.Parameter | None, dtype: torch.dtype | None, lefts: Sequence[_Left]
+    ) -> None:
+        super().__init__(step, table, dtype)
+        self.lefts = {id(left.parameter): left for left in lefts}
+
+    def _sum_bucket(self, bucket: Any) -> torch.futures.Future[Tensor]:
+        """Leaves the gradients of other ranks' rows where these find them."""
+        for p, grad in zip(bucket.parameters(), bucket.gradients(), strict=True):
+            if id(p) in self.lefts:  # the parameter that means nothing is not
+                for rows, place in self.lefts[id(p)].for_others:
+                    place.copy_(grad[rows])
+                    traffic["gradients"] += place.nbytes
+        done: torch.futures.Future[Tensor] = torch.futures.Future()
+        done.set_result(bucket.buffer())
+        return done
+
+    def finish(self) -> None:
+        super().finish()
+        if self.table is None or not self.table.requires_grad:
+            wait_for_all()  # else the exchange of rows did
+        for left in self.lefts.values():
+            if left.parameter.grad is not None:
+                own = left.parameter.grad[left.rows]
+                for of_other in left.by_others:
+                    own.add_(of_other)
+
+    def settle(self) -> None:
+        wait_for_all()
+
+    def close(self) -> None:
+        self.settle()
+        for p in self.step.parameters():
+            if shared_part(p) is not None:
+                p.data = p.data.clone()
+                del p.shared_part  # type: ignore[attr-defined]
+
+
+class SharedPart:
+    """What this rank updates of a parameter that ranks share: its rows, of the weight and of AdamW's moments."""
+
+    def __init__(self, rows: slice, weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> None:
+        self.rows, self.exp_avg, self.exp_avg_sq = rows, exp_avg, exp_avg_sq
+        self.own = weight[rows], exp_avg[rows], exp_avg_sq[rows]
+
+
+class _Left:
+    """Where ranks leave each other the gradient of a parameter: ``memory``, its shape with the rank before it."""
+
+    def __init__(self, parameter: nn.Parameter, memory: Tensor) -> None:
+        self.parameter, self.rows = parameter, own_rows(len(parameter))
+        self.by_others = [left[self.rows] for number, left in enumerate(memory) if number != rank()]
+        others = [slice(self.rows.start), slice(self.rows.stop, None)]
+        self.for_others = [(rows, memory[rank()][rows]) for rows in others if memory[rank()][rows].numel()]
+
+
+def shared_part(parameter: Any) -> SharedPart | None:
+    """None for a parameter that this rank has for itself."""
+    return getattr(parameter, "shared_part", None)
 
 
 class _Held(nn.Module):
@@ -81,21 +194,6 @@ class _Held(nn.Module):
     def forward(self, batch: Any, *args: Any) -> tuple[Tensor, Any]:
         loss, figures = (torch.zeros_like(self.anchor[0]), {}) if batch is None else self.step(batch, *args)
         return (loss if loss.requires_grad else loss + 0.0 * self.anchor[0]), figures
-
-
-def _sum_bucket(bucket: Any, dtype: torch.dtype | None) -> torch.futures.Future[Tensor]:
-    """DDP's hook: the sum of a bucket of gradients over all ranks."""
-    own: Tensor = bucket.buffer()
-    sent = own if dtype is None or own.dtype == dtype else own.to(dtype)
-    traffic["gradients"] += sent.nbytes
-    work = dist.all_reduce(sent, async_op=True)
-
-    def received(future: torch.futures.Future[list[Tensor]]) -> Tensor:
-        total = future.value()[0]
-        return total if total is own else own.copy_(total)
-
-    done: torch.futures.Future[Tensor] = work.get_future().then(received)
-    return done
 
 
 def sum_rows(grad_AD: Tensor | None, table_AD: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:
@@ -252,9 +350,19 @@ def put_together(model: nn.Module) -> Iterator[bool]:
 
 
 def in_parallel(
-    step: nn.Module, table: nn.Parameter | None, dtype: torch.dtype | None = None, encoder: nn.Module | None = None
+    step: nn.Module,
+    table: nn.Parameter | None,
+    dtype: torch.dtype | None = None,
+    encoder: nn.Module | None = None,
+    *,
+    share: bool = False,
 ) -> Alone:
-    """The step as this rank calls it: several ranks have ``Replicas``, or ``Shards`` of the encoder if it is given."""
+    """The step as this rank calls it: several ranks have ``Replicas``, or ``Shards`` of the encoder if it is given.
+
+    ``share``: have replicas of one machine share the weights, if they can.
+    """
     if world_size() == 1:
         return Alone(step)
-    return Replicas(step, table, dtype) if encoder is None else Shards(step, table, encoder, dtype)
+    if encoder is not None:
+        return Shards(step, table, encoder, dtype)
+    return (OneMachine.of(step, table, dtype) if share else None) or Replicas(step, table, dtype)

@@ -113,14 +113,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             rounds[name].append(train(options, ranks, threads, options.batch, *keys))
             print(f"round {number + 1}: {name}: {rounds[name][-1]['pairs_per_s']:.1f} pairs/s", file=sys.stderr)
     sizes = [train(options, 1, 1, size) for size in (options.batch // 4, options.batch // 2, options.batch * 2)]
-    collectives = Path(__file__).with_name("collectives.py")
+    exchange = Path(__file__).with_name("exchange.py")
     return {
         "layouts": {
             name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in rounds.items()
         },
         "rounds": {name: [row["pairs_per_s"] for row in rows] for name, rows in rounds.items()},
         "sizes": sizes,
-        "all_reduce": {str(n): json.loads(run([*torchrun(n), str(collectives)], 1)) for n in (2, 4)},
+        "exchange": {str(n): json.loads(run([*torchrun(n), str(exchange)], 1)) for n in (2, 4)},
         "rows": distinct_rows(options),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "batch": options.batch,
@@ -138,12 +138,17 @@ def here(found: dict[str, Any]) -> str:
     one = layouts["1 rank, 1 thread"]
     points = [*found["sizes"], one]
     compute = fit_line([row["tokens"] for row in points], [row["seconds"] for row in points])
-    links = {int(n): fit_line(row["bytes"], row["seconds"]) for n, row in found["all_reduce"].items()}
+    links = {
+        (int(n), compress): fit_line(row["bytes"], seconds)
+        for n, row in found["exchange"].items()
+        for compress, seconds in row["seconds"].items()
+    }
     base = layouts["1 rank, 2 threads"]["pairs_per_s"]
     rows = []
     for name, row in layouts.items():
         ranks = int(name.split()[0])
-        expected = predicted(compute, links, ranks, cores, row)
+        link = links.get((ranks, "bf16" if "bf16" in name else "none"))
+        expected = predicted(compute, link, ranks, cores, row)
         error = f"{100 * (expected / row['seconds'] - 1):+.0f} %" if name != "1 rank, 2 threads" else "–"
         shown = f"{expected:.3f}" if name != "1 rank, 2 threads" else "–"
         sent = f"{row['traffic_mb']:.1f}" if "traffic_mb" in row else "–"
@@ -152,23 +157,23 @@ def here(found: dict[str, Any]) -> str:
         rows.append([name, speed, of_base, f"{row['seconds']:.3f}", shown, error, sent, balance])
     header = ["", "pairs/s", "of 2 threads", "s an update", "by the model", "error", "MB sent", "balance"]
     said = f"One rank of one thread: {1e3 * compute.start:.0f} ms an update and {1e6 * compute.slope:.0f} µs a token. "
-    for n, link in links.items():
-        said += f"All-reduce on {n} ranks: {1e3 * link.start:.2f} ms and {1e-9 / link.slope:.2f} GB/s. "
+    for (n, compress), link in links.items():
+        how = " in bf16" if compress == "bf16" else ""
+        said += f"Sums over {n} ranks{how}: {1e3 * link.start:.1f} ms and {1e-9 / link.slope:.1f} GB/s of gradients. "
     return table(header, rows) + "\n" + said + "\n"
 
 
-def predicted(compute: Line, links: dict[int, Line], ranks: int, cores: int, row: dict[str, float]) -> float:
+def predicted(compute: Line, link: Line | None, ranks: int, cores: int, row: dict[str, float]) -> float:
     """Seconds of an update on ranks of one thread of one machine.
 
-    Ranks that outnumber the cores share them. What an update costs besides its tokens is the optimizer, which waits for
-    memory, and that is shared in any case. The CPU does the adding up, so nothing of it is hidden.
+    Ranks that outnumber the cores share them. What an update costs besides its tokens (weights cast, gradients written)
+    each rank has for itself; of the optimizer, which is part of it, a share. The CPU does the adding up, so nothing of
+    it is hidden.
     """
     crowd = max(1.0, ranks / cores)
-    own = ranks * compute.start + crowd * compute.slope * row["tokens"] / ranks * row.get("balance", 1.0)
-    if ranks == 1:
-        return own
-    calls = 4  # counts, rows touched, their sum, gradients
-    return own + calls * links[ranks].start + links[ranks].slope * 1e6 * row["traffic_mb"]
+    own = crowd * (compute.start + compute.slope * row["tokens"] / ranks * row.get("balance", 1.0))
+    waits = 2  # the sum and the update's end in ``link``, and two more: counts, the norm
+    return own if link is None else own + waits * link.start + link.slope * 4 * E5.weights
 
 
 def projection(rows_of: Heaps) -> str:

@@ -93,7 +93,7 @@ def prepared(data: Path, run: Path, *keys: str, joined: bool = True) -> Any:
     checkpoints.tokenizer, checkpoints.labels = setup.tokenizer, tuple(setup.task.labels)
     with pytest.MonkeyPatch.context() as patch:
         if not joined:
-            patch.setattr(parallel, "in_parallel", lambda step, *_: parallel.Alone(step))
+            patch.setattr(parallel, "in_parallel", lambda step, *_, **__: parallel.Alone(step))
         trainer, _ = prepare(setup, checkpoints)
     run.mkdir(exist_ok=True)
     return trainer
@@ -160,6 +160,7 @@ def gradients(data: Path, run: Path, *keys: str) -> dict[str, np.ndarray]:
 def updates(data: Path, run: Path, *keys: str) -> dict[str, np.ndarray]:
     """Weights before and after 50 updates in float32, with dropout."""
     trainer = prepared(data, run, *keys)
+    engine = type(trainer.parallel).__name__
     weights = dict(trainer.step.model.named_parameters())
     before = {f"before/{name}": parallel.whole(value.detach()).clone().numpy() for name, value in weights.items()}
     state = trainer.fit(State())
@@ -174,10 +175,18 @@ def updates(data: Path, run: Path, *keys: str) -> dict[str, np.ndarray]:
         for key in ("exp_avg", "exp_avg_sq")
         if key in trainer.optimizer.state[value]
     }
-    return before | after | moments | {"best": np.array([state.best, state.best_update]), "logits": logits_BC.numpy()}
+    more = {"best": np.array([state.best, state.best_update]), "logits": logits_BC.numpy(), "engine": np.array(engine)}
+    return before | after | moments | more
 
 
-RANKS = {"little": (1, 4), "updates": (1, 2, 4), "gradients-fsdp": (3,), "updates-fsdp": (3,)}
+def updates_by_sockets(data: Path, run: Path, *keys: str) -> dict[str, np.ndarray]:
+    """``updates`` where the system lends ranks no memory to share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "shared_tensors", lambda _: None)
+        return updates(data, run, *keys)
+
+
+RANKS = {"updates-sockets": (2,), "little": (1, 4), "updates": (1, 2, 4), "gradients-fsdp": (3,), "updates-fsdp": (3,)}
 """Where not all numbers of ranks are needed. FSDP's divides few sizes, and one process has nothing to split."""
 TRAINED = [f"max_updates={UPDATES}", "log_every=25", "eval.every=25", "optim.lr=1e-3"]
 WORK: dict[str, tuple[Any, list[str]]] = {
@@ -193,6 +202,7 @@ WORK: dict[str, tuple[Any, list[str]]] = {
         ],
     ),
     "updates": (updates, TRAINED),
+    "updates-sockets": (updates_by_sockets, TRAINED),
     "gradients-fsdp": (gradients, ["distributed.engine=fsdp"]),
     "updates-fsdp": (updates, [*TRAINED, "distributed.engine=fsdp"]),
 }

@@ -14,7 +14,8 @@ from tests.tiny import write_nli
 Arrays = dict[str, np.ndarray]
 Seen = Callable[[str, int], list[Arrays]]
 WORLDS = (1, 2, 3, 4)
-TRAINED = [("updates", 2), ("updates", 4), ("updates-fsdp", 3)]
+TRAINED = [("updates", 2), ("updates", 4), ("updates-sockets", 2), ("updates-fsdp", 3)]
+ENGINES = {"updates": "OneMachine", "updates-sockets": "Replicas", "updates-fsdp": "Shards"}
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,7 @@ def test_fifty_updates_with_dropout_end_where_one_process_ends(seen: Seen, name:
 def test_all_ranks_hold_the_same_bits_after_fifty_updates(seen: Seen, name: str, ranks: int) -> None:
     first, *others = seen(name, ranks)
     assert any(key.startswith("exp_avg/embeddings.word") for key in first)
+    assert first["engine"] == ENGINES[name], "ranks of one machine share memory where they can"
     for other in others:
         assert other.keys() == first.keys()
         assert all(np.array_equal(other[key], first[key]) for key in first)

@@ -126,6 +126,15 @@ def test_two_ranks_of_fsdp_go_on_from_one_process_and_restart_when_a_rank_is_kil
     assert_same_training(run, alone, start)
 
 
+def test_fsdp_computes_in_bf16_what_one_process_computes(data: Path, tmp_path: Path) -> None:
+    options = ["precision=bf16", "max_updates=3", "checkpoint.keep=none"]
+    assert main([*words(data, tmp_path / "alone"), *options]) == 0
+    done = torchrun(*words(data, tmp_path / "run"), *options, "distributed.engine=fsdp")
+    assert done.returncode == 0, done.stderr
+    losses, references = ([row["loss"] for row in metrics(tmp_path / name)] for name in ("run", "alone"))
+    assert losses == pytest.approx(references, rel=1e-3)
+
+
 def test_the_first_rank_that_fails_says_why_and_no_other_says_a_word(data: Path, tmp_path: Path) -> None:
     done = torchrun(*words(data, tmp_path / "run"), OTHER="1:data.root=/nowhere")
     assert done.returncode != 0 and "exitcode  : 2" in done.stderr

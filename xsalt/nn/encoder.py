@@ -66,7 +66,7 @@ class EncoderLayer(nn.Module):
         tokens other than its own, so the rest is computed for those tokens alone.
         """
         if takes(x_TD):
-            low = None if low_TD is x_TD else low_TD
+            low = None if low_TD.dtype == x_TD.dtype else low_TD  # by dtype: FSDP hands each on as another tensor
             out_RD, low_RD = encoder_layer(x_TD, low, self._weights(), self._call(layout, first_only))
             return out_RD, out_RD if low_RD is None else low_RD
         attention_key, ffn_key = self._keys(layout, first_only)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from xsalt import kernels
 from xsalt.distributed import sum_over_ranks
 from xsalt.kernels import cpu
-from xsalt.parallel import is_sharded, own_part, sharded_like, whole
+from xsalt.parallel import is_sharded, own_part, sharded_like, shared_part, whole
 
 
 class AdamW(torch.optim.AdamW):
@@ -24,13 +24,14 @@ class AdamW(torch.optim.AdamW):
 
     def takes_sparse(self) -> bool:
         """Whether sparse gradients are updated with as they are; elsewhere they are made dense first."""
-        tensors = (p for group in self.param_groups for p in group["params"])
-        fits = all(p.device.type == "cpu" and p.dtype == torch.float32 for p in tensors)
-        return fits and kernels.selected() == "auto" and cpu.library()[0] is not None
+        return in_one_pass(p for group in self.param_groups for p in group["params"])
 
     @torch.no_grad()
     def step(self, closure: Any = None, *, scale: float = 1.0) -> None:  # type: ignore[override]
-        """Updates the parameters with their gradients times ``scale``; ``closure`` is not supported."""
+        """Updates the parameters with their gradients times ``scale``; ``closure`` is not supported.
+
+        Of parameters that ranks share, each updates its own rows.
+        """
         assert closure is None
         parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         if not self.takes_sparse():
@@ -48,14 +49,18 @@ class AdamW(torch.optim.AdamW):
             for p, state in zip(updated, states, strict=True):
                 if not state:
                     state["step"] = torch.tensor(0.0)
-                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+                    shared = shared_part(p)
+                    state["exp_avg"] = torch.zeros_like(p) if shared is None else shared.exp_avg
+                    state["exp_avg_sq"] = torch.zeros_like(p) if shared is None else shared.exp_avg_sq
             steps = [state["step"] for state in states]
             torch._foreach_add_(steps, 1)
+            parts = [_parts(p, state) for p, state in zip(updated, states, strict=True)]
+            weights, exp_avgs, exp_avg_sqs = (list(tensors) for tensors in zip(*parts, strict=True))
             cpu.adamw_(
-                [own_part(p) for p in updated],
-                [p.grad.coalesce() if p.grad.is_sparse else own_part(p.grad) for p in updated],
-                [own_part(state["exp_avg"]) for state in states],
-                [own_part(state["exp_avg_sq"]) for state in states],
+                weights,
+                [_own_gradient(p) for p in updated],
+                exp_avgs,
+                exp_avg_sqs,
                 torch.stack(steps).tolist(),
                 lr=float(group["lr"]),
                 weight_decay=group["weight_decay"],
@@ -63,6 +68,36 @@ class AdamW(torch.optim.AdamW):
                 eps=group["eps"],
                 scale=scale,
             )
+
+
+def in_one_pass(parameters: Iterable[Tensor]) -> bool:
+    """Whether ``AdamW`` has one pass over memory for them."""
+    fits = all(p.device.type == "cpu" and p.dtype == torch.float32 for p in parameters)
+    return fits and kernels.selected() == "auto" and cpu.library()[0] is not None
+
+
+def _parts(p: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """What this rank updates of a parameter and its moments."""
+    shared = shared_part(p)
+    return (own_part(p), own_part(state["exp_avg"]), own_part(state["exp_avg_sq"])) if shared is None else shared.own
+
+
+def _own_gradient(p: Tensor) -> Tensor:
+    """The gradient of what this rank updates of a parameter."""
+    grad, shared = p.grad, shared_part(p)
+    assert grad is not None
+    if not grad.is_sparse:
+        return own_part(grad) if shared is None else grad[shared.rows]
+    grad = grad.coalesce()
+    if shared is None:
+        return grad
+    first, last = shared.rows.start, shared.rows.stop
+    (row_N,) = grad.indices()
+    begin, end = torch.searchsorted(row_N, torch.tensor([first, last])).tolist()
+    places, values_ND = row_N[None, begin:end] - first, grad.values()[begin:end]
+    return torch.sparse_coo_tensor(
+        places, values_ND, (last - first, *grad.shape[1:]), is_coalesced=True, check_invariants=False
+    )
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -86,17 +121,18 @@ def make_adamw(model: nn.Module, *, lr: float, weight_decay: float, betas: tuple
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
     """2-norm of all gradients together; those of untouched rows of a sparse one are zero."""
-    grads: list[Tensor] = []
+    whole_ones: list[Tensor] = []
+    parts: list[Tensor] = []
     for p in parameters:
         if p.grad is not None:
             if p.grad.is_sparse:
                 p.grad = p.grad.coalesce()
-            grads.append(p.grad)
-    parts = [own_part(grad) for grad in grads if is_sharded(grad)]
-    if parts:
-        (of_parts,) = sum_over_ranks([_norm(parts) ** 2])
-        return math.sqrt(_norm([grad for grad in grads if not is_sharded(grad)]) ** 2 + of_parts)
-    return _norm(grads)
+            split = is_sharded(p.grad) or shared_part(p) is not None
+            (parts if split else whole_ones).append(_own_gradient(p))
+    if not parts:
+        return _norm(whole_ones)
+    (of_parts,) = sum_over_ranks([_norm(parts) ** 2])
+    return math.sqrt(_norm(whole_ones) ** 2 + of_parts)
 
 
 def _norm(grads: list[Tensor]) -> float:
@@ -135,4 +171,7 @@ def load_state_tensors(
         if parameter is None or (part != "step" and value.shape != parameter.shape):
             raise ValueError(f"optimizer tensor {key!r} of shape {tuple(value.shape)} fits no parameter")
         placed = value.clone().to(parameter.device)
-        optimizer.state[parameter][part] = placed if part == "step" else sharded_like(placed, parameter)
+        shared = shared_part(parameter)
+        if part != "step":
+            placed = sharded_like(placed, parameter) if shared is None else getattr(shared, part).copy_(placed)
+        optimizer.state[parameter][part] = placed

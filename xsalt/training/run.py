@@ -24,7 +24,7 @@ from xsalt.models.auto import build_model, rebuild, reorder_classes
 from xsalt.models.pretrained import Pretrained, open_pretrained
 from xsalt.nn.dropout import set_dropout_key
 from xsalt.nn.precision import bf16_is_native
-from xsalt.optim.adamw import make_adamw
+from xsalt.optim.adamw import in_one_pass, make_adamw
 from xsalt.protocols import Needs
 from xsalt.registry import REGISTRIES
 from xsalt.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -323,7 +323,8 @@ def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, 
     step = TrainStep(model, criterions, setup.precision, augmenters)
     half = torch.bfloat16 if options.distributed.compress == "bf16" else None
     sharded = model.encoder if options.distributed.engine == "fsdp" else None
-    joined_step = parallel.in_parallel(step, word.weight, half, sharded)
+    one_pass = in_one_pass(p for p in step.parameters() if p.requires_grad)
+    joined_step = parallel.in_parallel(step, word.weight, half, sharded, share=one_pass)
     optimizer = make_adamw(
         model, lr=lr, weight_decay=optim.weight_decay, betas=(optim.beta1, optim.beta2), eps=optim.eps
     )

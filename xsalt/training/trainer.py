@@ -166,6 +166,7 @@ class Trainer:
             tracing if self.config.profile and distributed.is_first() else nullcontext(lambda: None) as traced,
         ):
             self._loop(state, log, progress, traced)
+        self.parallel.close()
         return state
 
     def _loop(self, state: State, log: RunLog, progress: Progress, traced: Callable[[], None]) -> None:
@@ -223,8 +224,10 @@ class Trainer:
 
                 end_of_epoch = state.in_epoch == 0
                 paused, names_due = time.monotonic(), list[str]()
-                if (due(state.update, config.eval.every, end_of_epoch) or last) and self.judge(state, log):
-                    names_due.append("best")
+                if due(state.update, config.eval.every, end_of_epoch) or last:
+                    self.parallel.settle()
+                    if self.judge(state, log):
+                        names_due.append("best")
                 signal_number = agreed.stop if distributed.world_size() > 1 else stop.caught
                 broken = state.skipped_updates > optim.max_skipped and not finite
                 if last or state.stopped_early or signal_number or broken or self._due(state, end_of_epoch, saved_at):
@@ -234,6 +237,7 @@ class Trainer:
                 if names_due:
                     log.flush()
                     state.window = window.as_dict()
+                    self.parallel.settle()
                     self.save(names_due, state)
                 window.paused += time.monotonic() - paused
                 if broken:
