@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.faults.conftest import Train, send
 from tests.faults.runs import SALT, command, state
@@ -86,6 +87,9 @@ def test_a_second_signal_ends_the_process_at_once(train: Train, tmp_path: Path) 
         child = os.fork()
     if child == 0:
         try:
+            torch.set_num_threads(
+                1
+            )  # the threads of this process's pool are not in the child, which would wait for them
             train(tmp_path, at={5: twice})
         finally:
             os._exit(0)  # not reached
