@@ -7,8 +7,9 @@ Beside ``distributed``, the only file that imports ``torch.distributed``.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,9 +54,17 @@ class Replicas(Alone):
         table: a parameter of which an update touches few rows. It is left out of the buckets; ``finish`` exchanges the
             rows that any rank touched.
         dtype: what gradients are sent and added up in; None: what they are.
+        hook: DDP's, what becomes of a bucket of gradients; None: an all-reduce. It must not refer to the replicas: C++
+            keeps it, so they would outlive the group of ranks, whose threads then end the process as if it had failed.
     """
 
-    def __init__(self, step: nn.Module, table: nn.Parameter | None, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        step: nn.Module,
+        table: nn.Parameter | None,
+        dtype: torch.dtype | None = None,
+        hook: Callable[[Any], torch.futures.Future[Tensor]] | None = None,
+    ) -> None:
         self.table, self.dtype = table, dtype
         held = _Held(step)
         left_out = [name for name, parameter in held.named_parameters() if parameter is table]
@@ -63,7 +72,7 @@ class Replicas(Alone):
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(held, left_out)  # type: ignore[no-untyped-call]
         # A rank may use less than others: one without examples, or with nothing to predict by a head.
         ddp = DistributedDataParallel(held, find_unused_parameters=True, gradient_as_bucket_view=True)
-        ddp.register_comm_hook(None, lambda state, bucket: self._sum_bucket(bucket))
+        ddp.register_comm_hook(None, lambda state, bucket: hook(bucket) if hook else _sum_bucket(bucket, dtype))
         super().__init__(ddp)
 
     def accumulating(self) -> AbstractContextManager[None]:
@@ -72,20 +81,6 @@ class Replicas(Alone):
     def finish(self) -> None:
         if self.table is not None and self.table.requires_grad:
             self.table.grad = sum_rows(self.table.grad, self.table, self.dtype)
-
-    def _sum_bucket(self, bucket: Any) -> torch.futures.Future[Tensor]:
-        """DDP's hook: the sum of a bucket of gradients over all ranks."""
-        own: Tensor = bucket.buffer()
-        sent = own if self.dtype is None or own.dtype == self.dtype else own.to(self.dtype)
-        traffic["gradients"] += sent.nbytes
-        work = dist.all_reduce(sent, async_op=True)
-
-        def received(future: torch.futures.Future[list[Tensor]]) -> Tensor:
-            total = future.value()[0]
-            return total if total is own else own.copy_(total)
-
-        done: torch.futures.Future[Tensor] = work.get_future().then(received)
-        return done
 
 
 class OneMachine(Replicas):
@@ -121,25 +116,14 @@ class OneMachine(Replicas):
     def __init__(
         self, step: nn.Module, table: nn.Parameter | None, dtype: torch.dtype | None, lefts: Sequence[_Left]
     ) -> None:
-        super().__init__(step, table, dtype)
-        self.lefts = {id(left.parameter): left for left in lefts}
-
-    def _sum_bucket(self, bucket: Any) -> torch.futures.Future[Tensor]:
-        """Leaves the gradients of other ranks' rows where these find them."""
-        for p, grad in zip(bucket.parameters(), bucket.gradients(), strict=True):
-            if id(p) in self.lefts:  # the parameter that means nothing is not
-                for rows, place in self.lefts[id(p)].for_others:
-                    place.copy_(grad[rows])
-                    traffic["gradients"] += place.nbytes
-        done: torch.futures.Future[Tensor] = torch.futures.Future()
-        done.set_result(bucket.buffer())
-        return done
+        super().__init__(step, table, dtype, partial(_leave_bucket, {id(left.parameter): left for left in lefts}))
+        self.lefts = lefts
 
     def finish(self) -> None:
         super().finish()
         if self.table is None or not self.table.requires_grad:
             wait_for_all()  # else the exchange of rows did
-        for left in self.lefts.values():
+        for left in self.lefts:
             if left.parameter.grad is not None:
                 own = left.parameter.grad[left.rows]
                 for of_other in left.by_others:
@@ -174,6 +158,18 @@ class _Left:
         self.for_others = [(rows, memory[rank()][rows]) for rows in others if memory[rank()][rows].numel()]
 
 
+def _leave_bucket(lefts: Mapping[int, _Left], bucket: Any) -> torch.futures.Future[Tensor]:
+    """Leaves the gradients of other ranks' rows where these find them."""
+    for p, grad in zip(bucket.parameters(), bucket.gradients(), strict=True):
+        if id(p) in lefts:  # the parameter that means nothing is not
+            for rows, place in lefts[id(p)].for_others:
+                place.copy_(grad[rows])
+                traffic["gradients"] += place.nbytes
+    done: torch.futures.Future[Tensor] = torch.futures.Future()
+    done.set_result(bucket.buffer())
+    return done
+
+
 def shared_part(parameter: Any) -> SharedPart | None:
     """None for a parameter that this rank has for itself."""
     return getattr(parameter, "shared_part", None)
@@ -194,6 +190,21 @@ class _Held(nn.Module):
     def forward(self, batch: Any, *args: Any) -> tuple[Tensor, Any]:
         loss, figures = (torch.zeros_like(self.anchor[0]), {}) if batch is None else self.step(batch, *args)
         return (loss if loss.requires_grad else loss + 0.0 * self.anchor[0]), figures
+
+
+def _sum_bucket(bucket: Any, dtype: torch.dtype | None) -> torch.futures.Future[Tensor]:
+    """The sum of a bucket of gradients over all ranks."""
+    own: Tensor = bucket.buffer()
+    sent = own if dtype is None or own.dtype == dtype else own.to(dtype)
+    traffic["gradients"] += sent.nbytes
+    work = dist.all_reduce(sent, async_op=True)
+
+    def received(future: torch.futures.Future[list[Tensor]]) -> Tensor:
+        total = future.value()[0]
+        return total if total is own else own.copy_(total)
+
+    done: torch.futures.Future[Tensor] = work.get_future().then(received)
+    return done
 
 
 def sum_rows(grad_AD: Tensor | None, table_AD: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:
