@@ -72,7 +72,8 @@ class Replicas(Alone):
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(held, left_out)  # type: ignore[no-untyped-call]
         # A rank may use less than others: one without examples, or with nothing to predict by a head.
         ddp = DistributedDataParallel(held, find_unused_parameters=True, gradient_as_bucket_view=True)
-        ddp.register_comm_hook(None, lambda state, bucket: hook(bucket) if hook else _sum_bucket(bucket, dtype))
+        hook = hook or partial(_sum_bucket, dtype=dtype)
+        ddp.register_comm_hook(None, lambda state, bucket: hook(bucket))
         super().__init__(ddp)
 
     def accumulating(self) -> AbstractContextManager[None]:

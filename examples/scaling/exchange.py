@@ -32,7 +32,7 @@ class Sum(nn.Module):
         rows = size // 4 // WIDTH // LAYERS
         self.weights = nn.ParameterList(torch.zeros(rows, WIDTH) for _ in range(LAYERS))
 
-    def forward(self, batch: None) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: object) -> tuple[Tensor, dict[str, Tensor]]:
         return torch.stack([weight.sum() for weight in self.weights]).sum(), {}
 
 
