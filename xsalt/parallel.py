@@ -55,7 +55,7 @@ class Replicas(Alone):
             rows that any rank touched.
         dtype: what gradients are sent and added up in; None: what they are.
         hook: DDP's, what becomes of a bucket of gradients; None: an all-reduce. It must not refer to the replicas: C++
-            keeps it, so they would outlive the group of ranks, whose threads then end the process as if it had failed.
+            keeps it, so they would never be freed.
     """
 
     def __init__(
