@@ -42,4 +42,4 @@ def _augment(composed: Composed) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return guard(SCRIPT.prog, lambda: launch(SCRIPT, argv, _augment))
+    return guard(SCRIPT.prog, lambda: launch(SCRIPT, argv, _augment), last=argv is None)

@@ -32,4 +32,4 @@ def _evaluate(composed: Composed) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return guard(SCRIPT.prog, lambda: launch(SCRIPT, argv, _evaluate))
+    return guard(SCRIPT.prog, lambda: launch(SCRIPT, argv, _evaluate), last=argv is None)

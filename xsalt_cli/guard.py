@@ -39,18 +39,21 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
-def guard(prog: str, main: Callable[[], int | None]) -> int:
+def guard(prog: str, main: Callable[[], int | None], *, last: bool = False) -> int:
     """Runs ``main`` and gives the exit code. The last line on stderr of a user's error is ``PROG: error: MESSAGE``.
 
-    Of several ranks that fail, the first alone says why; only rank 0 prints. The process of a rank ends here: threads
-    of gloo live on, and one that wants Python's lock while Python is taken down ends the process by SIGABRT.
+    Of several ranks that fail, the first alone says why; only rank 0 prints.
+
+    Args:
+        last: nothing comes after it, so the process of a rank ends here: threads of gloo may live on, and one that
+            wants Python's lock while Python is taken down ends the process by SIGABRT.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return _guard(prog, main)
     code = _guard(prog, main)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    if last and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _guard(prog: str, main: Callable[[], int | None]) -> int:

@@ -21,4 +21,4 @@ def _train(composed: Composed) -> int | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return guard(SCRIPT.prog, lambda: launch(SCRIPT, argv, _train))
+    return guard(SCRIPT.prog, lambda: launch(SCRIPT, argv, _train), last=argv is None)

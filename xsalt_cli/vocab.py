@@ -37,4 +37,4 @@ def _vocab(composed: Composed) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return guard(SCRIPT.prog, lambda: launch(SCRIPT, argv, _vocab))
+    return guard(SCRIPT.prog, lambda: launch(SCRIPT, argv, _vocab), last=argv is None)

@@ -99,7 +99,8 @@ def scripts(*jobs: str) -> None:
 def script(name: str, *words: str) -> None:
     """One of the console scripts, which itself joins the ranks; ``XSALT_CACHE`` may differ by rank."""
     os.environ["XSALT_CACHE"] = os.environ["XSALT_CACHE"].replace("{rank}", os.environ["RANK"])
-    sys.exit(importlib.import_module(f"xsalt_cli.{name}").main(list(words)))
+    sys.argv = [name, *words]
+    sys.exit(importlib.import_module(f"xsalt_cli.{name}").main())
 
 
 if __name__ == "__main__":
@@ -114,3 +115,4 @@ if __name__ == "__main__":
             halting_table(Path(arguments[0]))
         else:
             scripts(*arguments)
+    os._exit(0)  # as a script's rank does: threads of gloo live on
