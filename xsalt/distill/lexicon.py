@@ -133,20 +133,6 @@ def _occurrences(
         yield start + np.flatnonzero((known_V[ids] & ~special & ends)[: stop - start])
 
 
-def p_at_1(
-    table: SubstitutionTable,
-    ids_N: npt.NDArray[np.int32],
-    special_N: npt.NDArray[np.bool_],
-    tokenizer: Tokenizer,
-    lexicon: Lexicon,
-    language: str,
-) -> tuple[float, int]:
-    """Share of occurrences whose best substitution the lexicon lists, and how many occurrences there are; ``judge``
-    says which count."""
-    judged = judge(table, ids_N, special_N, tokenizer, lexicon, language)
-    return judged.right / max(1, judged.counted), judged.counted
-
-
 def precision_by_decile(
     switched_P: npt.NDArray[np.int64], right_P: npt.NDArray[np.int64]
 ) -> list[dict[str, float | int]]:

@@ -7,7 +7,7 @@ import pytest
 
 from xsalt.data.substitutions import SubstitutionTable, new_table
 from xsalt.distill import lexicon as lexicon_module
-from xsalt.distill.lexicon import find_lexicons, judge, p_at_1, precision_by_decile, read_lexicon
+from xsalt.distill.lexicon import find_lexicons, judge, precision_by_decile, read_lexicon
 from xsalt.errors import UserError
 from xsalt.text.tokenizer import Tokenizer
 
@@ -33,11 +33,16 @@ def test_p_at_1_counts_every_occurrence_of_one_piece_words_of_four_letters(
     }
     ids = np.array([piece(c) for c in corpus], dtype=np.int32)
     special = np.zeros(len(corpus), dtype=bool)
-    assert p_at_1(table, ids, special, tokenizer, lexicon, "fr") == (2 / 4, 4)
+
+    def right() -> tuple[int, int]:
+        judged = judge(table, ids, special, tokenizer, lexicon, "fr")
+        return judged.right, judged.counted
+
+    assert right() == (2, 4)
     lexicon["tree"] = frozenset({"arbre", "tree"})
-    assert p_at_1(table, ids, special, tokenizer, lexicon, "fr") == (3 / 4, 4)
+    assert right() == (3, 4)
     special[:] = True
-    assert p_at_1(table, ids, special, tokenizer, lexicon, "fr") == (0.0, 0)
+    assert right() == (0, 0)
 
 
 def test_precision_is_told_for_each_tenth_of_the_substitutions_by_probability(
