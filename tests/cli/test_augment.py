@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import LISTS, TINY, WORDS, write_nli
-from xsalt_cli import augment
+from xsalt_cli import augment, train
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_a_threshold_decides_what_is_covered_and_shown(
     assert max(rates[0]) > 0 and max(rates[1]) == 0
     shown = capsys.readouterr()
     assert "en (synonyms)  " in shown.out
-    assert "warning: no substitution reaches a probability of 1.0, so nothing is switched: the highest" in shown.err
+    assert "warning: no substitution has a probability of 1.0 or more, so nothing is switched: the highest" in shown.err
 
 
 @pytest.mark.parametrize("value", ["-0.1", "1.5", "high"])
@@ -159,3 +159,35 @@ def test_anchors_come_from_plain_text_and_are_refused_without_it(
     assert augment.main([*keys, f"vocabulary.text={tmp_path}", f"out={tmp_path / 'table'}"]) == 0
     stats = json.loads((tmp_path / "table" / "stats.json").read_text())
     assert all(row["mean_probability"] > 0 for row in stats["languages"].values())
+
+
+def test_a_report_is_written_to_the_copy_alone_and_never_shown_by_a_later_command(
+    data: Path, lexicon: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XSALT_CACHE", str(tmp_path / "cache"))
+    keys = ["--task", "xnli", f"data.root={data}", "distill.layer=0", *TINY, *LISTS]
+    assert augment.main(keys) == 0
+    first = capsys.readouterr().out
+    (made,) = (tmp_path / "cache" / "substitutions").glob("*/stats.json")
+    before = made.read_bytes()
+    out = tmp_path / "out"
+    for threshold in ("0.9", "0.5"):  # the second is written over the first, whose table is the same
+        assert augment.main([*keys, f"lexicon={lexicon}", f"threshold={threshold}", f"out={out}"]) == 0
+        assert "P@1" in capsys.readouterr().out
+        assert json.loads((out / "stats.json").read_text())["threshold"] == float(threshold)
+    assert made.read_bytes() == before
+    assert augment.main(keys) == 0
+    assert capsys.readouterr().out == first
+
+
+def test_training_warns_of_nothing_to_switch_by_its_own_threshold(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = ["--task", "xnli", "--augmenter", "codeswitch", f"data.root={data}", "distill.temperature=5"]
+    keys += ["dry_run=true", *TINY, *LISTS]
+    for threshold, warned in (("0", False), ("1", True)):
+        run = tmp_path / threshold
+        assert train.main([*keys, f"augmenter.codeswitch.threshold={threshold}", f"run={run}"]) == 0
+        said = capsys.readouterr().err
+        assert ("switches nothing: no substitution" in said and "the highest is 0." in said) == warned
+        assert "so nothing is switched" not in said

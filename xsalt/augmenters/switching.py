@@ -94,14 +94,15 @@ class Switcher:
     """
 
     def __init__(self, config: SwitchConfig, needs: Needs, name: str) -> None:
-        if needs.table is None:
+        if needs.table is None or needs.train is None:
             raise UserError(f"augmenter {name} needs a substitution table, and none was built: give a training set")
         self.config, self.name = config, name
         self.table: SubstitutionTable = needs.table
-        if needs.train is not None and len(self.table) != len(needs.train.ids):
+        self.own_N: npt.NDArray[np.int32] = needs.train.ids
+        if len(self.table) != len(self.own_N):
             raise UserError(
                 f"{self.table.folder}: a table of {len(self.table)} tokens, "
-                f"but the training set has {len(needs.train.ids)}: "
+                f"but the training set has {len(self.own_N)}: "
                 "make one for this training set with xsalt-augment"
             )
         self.synonym_L: Mask = np.array([language in needs.source for language in self.table.languages], dtype=np.bool_)
@@ -146,7 +147,7 @@ class Switcher:
                 f"augmenter.{self.name}.weights: no language has a weight above 0, so there is none to switch to"
             )
         if config.sampling == "nearest":
-            nearness_L = weight_L * self.table.coverage(config.threshold)
+            nearness_L = weight_L * self.table.coverage(self.own_N, config.threshold, self.ranks)
             weight_L = nearness_L if nearness_L.sum() > 0 else weight_L
         cumulative_L: npt.NDArray[np.float64] = np.cumsum(weight_L) / weight_L.sum()
         return cumulative_L
@@ -154,12 +155,11 @@ class Switcher:
     def vocabulary_ids(self) -> Numbers:
         """Ids that a token may be switched to. Says so if there are none."""
         if self._ids is None:
-            self._ids = self.table.vocabulary_ids(self.threshold_L, self.ranks)
+            self._ids = self.table.vocabulary_ids(self.own_N, self.threshold_L, self.ranks)
             if len(self._ids) == 0:
                 say(
                     f"warning: augmenter {self.name} switches nothing: no substitution has a probability of "
-                    f"{self.config.threshold} or more; lower augmenter.{self.name}.threshold, and see what "
-                    "xsalt-augment sample=5 shows"
+                    f"augmenter.{self.name}.threshold={self.config.threshold} or more: {self.table.why_nothing()}"
                 )
         return self._ids
 

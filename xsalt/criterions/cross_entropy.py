@@ -11,15 +11,16 @@ import torch
 import torch.nn.functional as F
 
 from xsalt.batch import IGNORE, Batch
+from xsalt.fields import key
 from xsalt.protocols import Hidden, Loss, Needs
 
 
 @dataclass
 class CrossEntropyConfig:
-    weight: float = 1.0
-    """Factor on the mean loss, beside other criterions."""
-    label_smoothing: float = 0.0
-    """Share of the probability spread evenly over all classes, in [0, 1)."""
+    weight: float = key(1.0, "factor on the mean loss, beside other criterions", at_least=0.0)
+    label_smoothing: float = key(
+        0.0, "share of the probability that is spread evenly over all classes", at_least=0.0, below=1.0
+    )
 
 
 class CrossEntropy:

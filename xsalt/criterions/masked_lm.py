@@ -20,12 +20,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from xsalt.batch import IGNORE, MASKED_VIEW, Batch, MLMTargets, join
+from xsalt.errors import UserError
 from xsalt.fields import key
 from xsalt.protocols import Hidden, Loss, Needs
 from xsalt.randomness import uniform
 
 MAX_LOGITS = 1 << 25
-"""Logits that exist at a time (128 MiB): above it, they are made again in the backward pass, chunk by chunk."""
+"""Logits of a batch, all languages together, that are kept for the backward pass (128 MiB): where there are more, they
+are made chunk by chunk, and anew in the backward pass."""
 MIXED_SHARE = 0.8
 """Share of masked positions where ``positions=mixed`` (*assumed*, after BERT's; none are replaced at random)."""
 
@@ -46,6 +48,9 @@ class MaskedLM:
 
     Every row of the word table is trained. Alone it masks the batch in place and ignores labels. Beside a criterion
     that needs the sequences as they are it appends a masked copy of each, without a label.
+
+    Raises:
+        UserError: by ``prepare``, if another such criterion has chosen what the batch predicts.
     """
 
     Config = MaskedLMConfig
@@ -81,6 +86,11 @@ class MaskedLM:
     def prepare(self, batch: Batch) -> Batch:
         """Chooses positions, and masks them in place or in copies. Draws depend on (seed, epoch, example, view,
         position)."""
+        if batch.mlm is not None:
+            raise UserError(
+                "criterion: masked_lm and target_language_mlm both choose and mask the tokens to predict, so a run has "
+                "one of them: leave the other out"
+            )
         if self.alone or self.config.positions == "unmasked":
             at, masked = self._choose(batch, 0)
             return self._masked(batch, masked).with_(mlm=self._targets(batch, at))
@@ -123,13 +133,18 @@ class MaskedLM:
         right, targets = torch.zeros((), device=h_TD.device), batch.mlm
         if targets is None or len(targets.position_N) == 0:
             return Loss(loss.float(), {"accuracy": (0.0, 0.0)})
-        for members, ids_V, target_N in self.groups(targets, batch.languages, model):
+        groups = [
+            (members, ids_V, target_N, self.vocab_size if ids_V is None else len(ids_V))
+            for members, ids_V, target_N in self.groups(targets, batch.languages, model)
+        ]
+        many = sum(len(members) * size for members, _, _, size in groups) > MAX_LOGITS
+        for members, ids_V, target_N, size in groups:
             position_N = targets.position_N[members]
-            chunk = max(1, MAX_LOGITS // (self.vocab_size if ids_V is None else len(ids_V)))
+            chunk = max(1, MAX_LOGITS // size)
             for start in range(0, len(members), chunk):
                 h_ND = h_TD[position_N[start : start + chunk]]
                 arguments = (model, h_ND, ids_V, target_N[start : start + chunk])
-                if len(members) > chunk:
+                if many:
                     part, hits = checkpoint(_loss_over, *arguments, use_reentrant=False)
                 else:
                     part, hits = _loss_over(*arguments)

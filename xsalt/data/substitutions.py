@@ -112,32 +112,58 @@ class SubstitutionTable:
         """Ids and probabilities of shape (T, k) for tokens of the corpus, each in its own language (an index)."""
         return self.ids_NLK[corpus_T, language_T], self.probability_NLK[corpus_T, language_T]
 
-    def vocabulary_ids(self, threshold: float | npt.NDArray[np.float32], k: int | None = None) -> npt.NDArray[np.int64]:
+    def vocabulary_ids(
+        self, own_N: Ids, threshold: float | npt.NDArray[np.float32], k: int | None = None
+    ) -> npt.NDArray[np.int64]:
         """Sorted ids that some token may become.
 
         Args:
+            own_N: the corpus's ids; a substitution equal to its token's changes nothing and doesn't count.
             threshold: least probability that is accepted, one for all languages or of shape (L,).
             k: how many of a token's substitutions count, best first; None: all.
         """
-        threshold_L1 = np.asarray(threshold, dtype=np.float32).reshape(-1, 1)
         seen = np.zeros(1, dtype=np.bool_)
-        for start in range(0, len(self), _CHUNK):
-            part = (slice(start, start + _CHUNK), slice(None), slice(k))
-            ids = self.ids_NLK[part]
-            taken = ids[(ids >= 0) & (self.probability_NLK[part].astype(np.float32) >= threshold_L1)]
+        for ids_NLK, accepted_NLK in self._accepted(own_N, threshold, k):
+            taken = ids_NLK[accepted_NLK]
             if len(taken) and int(taken.max()) >= len(seen):
                 seen = np.concatenate([seen, np.zeros(int(taken.max()) + 1 - len(seen), dtype=np.bool_)])
             seen[taken] = True
         return np.flatnonzero(seen)
 
-    def coverage(self, threshold: float) -> npt.NDArray[np.float64]:
-        """Share of all tokens that have a substitution at this threshold, by language. Shape (L,)."""
+    def coverage(self, own_N: Ids, threshold: float, k: int | None = None) -> npt.NDArray[np.float64]:
+        """Share of all tokens that can become another, by language, of shape (L,). Arguments as of
+        ``vocabulary_ids``."""
         found_L = np.zeros(len(self.languages))
-        for start in range(0, len(self), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            sure = self.probability_NLK[part, :, 0].astype(np.float32) >= threshold
-            found_L += ((self.ids_NLK[part, :, 0] >= 0) & sure).sum(0)
+        for _, accepted_NLK in self._accepted(own_N, threshold, k):
+            found_L += accepted_NLK.any(2).sum(0)
         return found_L / max(1, len(self))
+
+    def _accepted(
+        self, own_N: Ids, threshold: float | npt.NDArray[np.float32], k: int | None
+    ) -> Iterator[tuple[Ids, npt.NDArray[np.bool_]]]:
+        """Ids, and which of them a token is switched to, some thousand tokens at a time."""
+        threshold_L1 = np.asarray(threshold, dtype=np.float32).reshape(-1, 1)
+        for start in range(0, len(self), _CHUNK):
+            part = (slice(start, start + _CHUNK), slice(None), slice(k))
+            ids_NLK, own_N11 = self.ids_NLK[part], own_N[part[0], None, None]
+            sure_NLK = self.probability_NLK[part].astype(np.float32) >= threshold_L1
+            yield ids_NLK, (ids_NLK >= 0) & (ids_NLK != own_N11) & sure_NLK
+
+    def why_nothing(self) -> str:
+        """The likely cause, where no word has an accepted substitution: from ``stats.json``."""
+        stats = self.stats()
+        rows = stats["languages"].values()
+        if stats["words"] == 0:
+            return "the corpus has no words, only digits and punctuation: look at the file"
+        if all(row["without"] == 1 for row in rows):
+            return "no word has a candidate: vocabularies lack pieces of its kind, see xsalt-vocab"
+        highest = max(row["highest_probability"] for row in rows)
+        if highest == 0:
+            return "the best one of each word is the word itself: vocabularies share its pieces, raise vocabulary.ratio"
+        return (
+            f"the highest is {highest:.4f}: lower the threshold, or score with a model (or a layer, distill.layer) "
+            "that knows these languages"
+        )
 
     def copy_to(self, folder: Path) -> SubstitutionTable:
         """Copies the table, all or nothing, in place of another table at most. Raises ``UserError`` for any other
@@ -156,7 +182,7 @@ class SubstitutionTable:
         return _read_json(self.folder / STATS)
 
     def write_stats(self, stats: Mapping[str, Any]) -> None:
-        """Puts other statistics in place of ``stats.json``, all or nothing."""
+        """Puts other statistics in place of ``stats.json``, all or nothing. Never in a cache: others read it there."""
         partial = self.folder / f".{STATS}-{os.getpid()}"
         _write_sealed(partial, stats)
         os.replace(partial, self.folder / STATS)

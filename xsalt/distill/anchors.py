@@ -33,6 +33,9 @@ from xsalt.text.language_vocab import LanguageVocabularies
 
 BLOCK = 64
 """Passages encoded together, always the same ones, so that means have the same bits."""
+ROWS = 8
+"""Products have a multiple of so many rows: with fewer, matrix libraries and reductions take other ways, in which the
+last bits depend on the number of rows or of threads."""
 NEIGHBOURS = 10
 """Of CSLS."""
 
@@ -60,9 +63,10 @@ class Anchors:
         near = min(NEIGHBOURS, len(queries_ND))
         if near == 0:
             return queries_ND.new_zeros(len(self.rows_VD[language]))
-        parts = [  # some thousand candidates against as many queries at a time
-            (rows @ queries_ND.T).topk(near, dim=1).values.mean(1) for rows in torch.split(self.rows_VD[language], 1024)
-        ]
+        parts = []
+        for rows in torch.split(self.rows_VD[language], 1024):  # against some thousand queries at a time
+            whole = F.pad(rows, (0, 0, 0, -len(rows) % ROWS))
+            parts.append((whole @ queries_ND.T).topk(near, dim=1).values.mean(1)[: len(rows)])
         return torch.cat(parts) if parts else torch.zeros(0, device=queries_ND.device)
 
 

@@ -26,7 +26,7 @@ def measure(
     threshold: float,
     chrf: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
-    """The table's statistics at a threshold, with the figures of ``chrf_of_switching``; written to ``stats.json`` too.
+    """The table's statistics at a threshold, with the figures of ``chrf_of_switching``.
 
     Each language that has a lexicon gets ``p_at_1``, ``p_at_1_n`` and ``precision_by_decile``; the last is there for
     all of them together too.
@@ -49,7 +49,6 @@ def measure(
         stats["precision_by_decile"] = precision_by_decile(np.sum(switched, axis=0), np.sum(right, axis=0))
     for language, figures in chrf.items():
         stats["languages"][language] |= figures
-    table.write_stats(stats)
     return stats
 
 
@@ -88,24 +87,13 @@ def _columns(rows: list[tuple[str, ...]]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
 
-def warn_if_nothing(stats: Mapping[str, Any]) -> None:
-    """Says why no word has an accepted substitution, if none has."""
-    rows = stats["languages"].values()
-    if any(row["coverage"] > 0 for row in rows):
-        return
-    highest = max(row["highest_probability"] for row in rows)
-    if stats["words"] == 0:
-        cause = "the corpus has no words, only digits and punctuation: look at the file"
-    elif all(row["without"] == 1 for row in rows):
-        cause = "no word has a candidate: vocabularies lack pieces of its kind, see xsalt-vocab"
-    elif highest == 0:
-        cause = "the best one of each word is the word itself: vocabularies share its pieces, raise vocabulary.ratio"
-    else:
-        cause = (
-            f"the highest probability is {highest:.4f}: lower the threshold, or score with a model (or a layer, "
-            "distill.layer) that knows these languages"
+def warn_if_nothing(stats: Mapping[str, Any], table: SubstitutionTable) -> None:
+    """Says why no word has an accepted substitution, if none has. ``stats``: of ``measure``."""
+    if not any(row["coverage"] > 0 for row in stats["languages"].values()):
+        say(
+            f"warning: no substitution has a probability of {stats['threshold']} or more, so nothing is switched: "
+            f"{table.why_nothing()}"
         )
-    say(f"warning: no substitution reaches a probability of {stats['threshold']}, so nothing is switched: {cause}")
 
 
 def samples(

@@ -28,16 +28,13 @@ from torch import Tensor
 
 from xsalt.batch import Batch
 from xsalt.config_distill import DistillConfig
-from xsalt.distill.anchors import Anchors
+from xsalt.distill.anchors import ROWS, Anchors
 from xsalt.distill.words import spellings, stands_alone, starts_word_V, whole_words_T
 from xsalt.text.language_vocab import UNSPACED, LanguageVocabularies, letters_V
 from xsalt.text.tokenizer import Tokenizer
 
 TILE = 512
 """Positions scored at a time against one vocabulary: the logits of a tile stay in the processor's cache."""
-ROWS = 8
-"""Products have a multiple of so many rows: with fewer, matrix libraries and reductions take other ways, in which the
-last bits depend on the number of rows or of threads."""
 CUDA_TILE = 8192
 """The same on CUDA, where a tile is to be work for the whole device."""
 

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xsalt.batch import IGNORE, Batch, Layout
-from xsalt.distill.scoring import ROWS, TILE, Candidates, Scorer, top_of
+from xsalt.distill.anchors import ROWS
+from xsalt.distill.scoring import TILE, Candidates, Scorer, top_of
 from xsalt.text.tokenizer import Tokenizer
 
 PIECES = 256

@@ -26,7 +26,6 @@ from xsalt.data.substitutions import (
 from xsalt.distill.anchors import SumsFolder, fit_anchors
 from xsalt.distill.build import BLOCK, SPAN, Builder, ids_in
 from xsalt.distill.parts import Parts, shared_workplace, writable
-from xsalt.distill.report import warn_if_nothing
 from xsalt.distill.scoring import Scorer
 from xsalt.distill.shortlist import ShortlistScorer
 from xsalt.errors import UserError
@@ -40,9 +39,11 @@ IN_FLIGHT = 32
 
 
 def pick_method(config: DistillConfig, has_mlm_head: bool) -> str:
-    """``mlm`` or ``lens``. Raises ``UserError`` if a head is asked for that the checkpoint lacks."""
+    """``mlm``, ``lens`` or ``anchors``. Raises ``UserError`` if a head is asked for that the checkpoint lacks."""
     if config.method == "mlm" and not has_mlm_head:
-        raise UserError("distill.method=mlm: the checkpoint has no masked-language-model head: use distill.method=lens")
+        raise UserError(
+            "distill.method=mlm: the checkpoint has no masked-language-model head: use distill.method=lens or anchors"
+        )
     if config.method == "auto":
         return "mlm" if has_mlm_head else "lens"
     return config.method
@@ -149,9 +150,7 @@ def ensure_table(
             texts,
             SumsFolder(cache / "anchors", weights),
         )
-    table = SubstitutionTable.open(place, key) if table is None else table
-    warn_if_nothing(table.stats())
-    return table
+    return SubstitutionTable.open(place, key) if table is None else table
 
 
 def _good_one(place: Path, key: str) -> SubstitutionTable | None:

@@ -34,15 +34,14 @@ def augment(config: Composed, corpus: str, lexicon: str | None, sample: int, thr
     table = substitution_table(setup, dataset, vocabularies)
     if not distributed.is_first():
         return 0
-    if out:
-        table = table.copy_to(Path(out))
     has_vocabulary = {language: path for language, path in lexicons.items() if language in table.languages}
-    told = table.stats()["threshold"]
     chrf = chrf_of_dev(setup, table, dataset, threshold) if corpus == "dev" else {}
     stats = measure(table, dataset, setup.tokenizer, has_vocabulary, threshold, chrf)
+    if out:
+        table = table.copy_to(Path(out))
+        table.write_stats(stats)
     print(describe(stats))
-    if threshold != told:
-        warn_if_nothing(stats)
+    warn_if_nothing(stats, table)
     for line in samples(table, dataset, setup.tokenizer, sample, threshold, config.train.seed):
         print(line)
     say(f"table: {table.folder}")

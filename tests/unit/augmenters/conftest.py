@@ -44,6 +44,8 @@ def table(dataset: Dataset, tmp_path: Path) -> SubstitutionTable:
         for index, shift in enumerate((30, 60)):
             writer.ids_NLK[:, index, 0] = np.where(dataset.special, -1, dataset.ids + shift)
             writer.probability_NLK[:, index, 0] = np.where(np.arange(len(dataset.ids)) % 2, 0.1, 0.9)
+        row = {"without": 0.0, "highest_probability": 0.9}
+        writer.stats = {"words": EXAMPLES * (LENGTH - 2), "languages": dict.fromkeys(LANGUAGES[1:], row)}
     return SubstitutionTable.open(tmp_path / "table")
 
 

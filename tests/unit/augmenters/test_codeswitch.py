@@ -138,14 +138,28 @@ def test_each_token_can_have_a_language_of_its_own(dataset: Dataset, needs: Make
 
 def test_languages_that_more_tokens_can_be_switched_to_are_nearer(dataset: Dataset, needs: Make) -> None:
     made = needs()
-    assert made.table.coverage(0.3).tolist() == pytest.approx([0.375, 0.375])
-    made.table.coverage = lambda threshold: np.array([0.3, 0.1])
+    assert made.table.coverage(dataset.ids, 0.3).tolist() == pytest.approx([0.375, 0.375])
+    french = made.table.ids_NLK[:, 1] - dataset.ids[:, None] == 60
+    keep = np.arange(len(dataset.ids))[:, None] % 3 == 0
+    ids_NLK = made.table.ids_NLK.copy()
+    ids_NLK[:, 1] = np.where(french & ~keep, dataset.ids[:, None], ids_NLK[:, 1])  # "leave it as it is"
+    made.table.ids_NLK = ids_NLK
+    assert made.table.coverage(dataset.ids, 0.3).tolist() == pytest.approx([0.375, 0.125])
     codeswitch = augmenter(made, ratio=1.0, sampling="nearest", weights={"fr": 2.0})
     counts = np.zeros(3)
     for epoch in range(40):
-        language_T = codeswitch.augment(dataset.batch(ALL, 1, epoch)).language_T
-        counts += np.bincount(language_T.numpy(), minlength=3)
+        log = codeswitch.augment(dataset.batch(ALL, 1, epoch)).log
+        counts += [0, *(log[f"augment/switch_rate/{language}"][1] for language in ("de", "fr"))]
     assert counts[1] / counts[2] == pytest.approx(1.5, rel=0.15)
+
+
+def test_a_table_of_nothing_but_the_tokens_themselves_switches_nothing_and_says_so(
+    dataset: Dataset, needs: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = needs()
+    made.table.ids_NLK = np.where(made.table.ids_NLK >= 0, dataset.ids[:, None, None], -1)
+    assert len(augmenter(made, ratio=1.0).vocabulary_ids()) == 0
+    assert "warning: augmenter codeswitch switches nothing: " in capsys.readouterr().err
 
 
 def test_equal_tokens_of_an_example_switch_together_if_asked_to(dataset: Dataset, needs: Make) -> None:
@@ -193,6 +207,7 @@ def test_a_threshold_that_no_substitution_reaches_is_a_warning_and_no_error(
 ) -> None:
     codeswitch = augmenter(needs(), threshold=0.95, sampling=sampling, ratio=1.0)
     assert len(codeswitch.vocabulary_ids()) == 0
-    assert "switches nothing: no substitution has a probability of 0.95 or more; lower" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "a probability of augmenter.codeswitch.threshold=0.95 or more: the highest is 0.9000" in said
     batch = codeswitch.augment(dataset.batch(ALL, 1, 0))
     assert torch.equal(batch.ids_T, batch.source_ids_T)

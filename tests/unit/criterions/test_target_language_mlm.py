@@ -103,18 +103,39 @@ def test_loss_and_gradients_equal_a_full_softmax_with_minus_infinity_outside() -
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-def test_chunks_bound_the_logits_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limit", [60, 700])  # less than each language's logits, and than those of both alone
+def test_chunks_bound_the_logits_of_all_languages_together_and_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
     criterion, batch = make(mask_rate=0.5), make(mask_rate=0.5).prepare(make_batch())
     h_TD = torch.randn(300, D, dtype=torch.float64, requires_grad=True)
-    results = []
-    for limit in (1 << 25, 60):
-        monkeypatch.setattr(masked_lm, "MAX_LOGITS", limit)
+    assert batch.mlm is not None
+    per_language = np.bincount(batch.mlm.language_N.numpy()) * [len(IDS["en"]), len(IDS["de"])]
+    assert per_language.sum() > 700 > per_language.max() > 60
+    results, kept = [], []
+    for bound in (1 << 25, limit):
+        monkeypatch.setattr(masked_lm, "MAX_LOGITS", bound)
         model = Head()
-        loss = criterion(model, {2: h_TD}, batch)
+        saved: set[int] = set()
+
+        def pack(tensor: Tensor, saved: set[int] = saved) -> Tensor:
+            if tensor.dim() == 2 and tensor.shape[1] in (len(IDS["en"]), len(IDS["de"])):
+                saved.add(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = criterion(model, {2: h_TD}, batch)
+        kept.append(len(saved))
         results.append((loss.loss_sum, *torch.autograd.grad(loss.loss_sum, [h_TD, model.rows_VD])))
-        assert model.widest <= limit
+        assert model.widest <= bound
+    assert kept[0] > 0 and kept[1] == 0  # matrices as wide as a vocabulary that wait for the backward pass
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_a_second_criterion_of_its_kind_in_a_run_is_refused() -> None:
+    with pytest.raises(UserError, match="masked_lm and target_language_mlm both choose"):
+        make(alone=False).prepare(make(alone=False).prepare(make_batch()))
 
 
 def test_alone_it_masks_in_place_what_it_predicts() -> None:

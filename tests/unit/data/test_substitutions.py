@@ -34,9 +34,11 @@ def test_what_was_written_is_looked_up_by_token_and_language(tmp_path: Path) -> 
 
 def test_vocabulary_ids_are_those_that_reach_the_threshold(tmp_path: Path) -> None:
     table = write(tmp_path / "table")
-    assert table.vocabulary_ids(0.4).tolist() == [5, 8, 9]
-    assert table.vocabulary_ids(0.0).tolist() == [5, 7, 8, 9]
-    assert table.vocabulary_ids(1.0).tolist() == []
+    other = np.zeros(len(table), dtype=np.int32)
+    assert table.vocabulary_ids(other, 0.4).tolist() == [5, 8, 9]
+    assert table.vocabulary_ids(other, 0.0).tolist() == [5, 7, 8, 9]
+    assert table.vocabulary_ids(other, 1.0).tolist() == []
+    assert table.vocabulary_ids(other + 5, 0.0).tolist() == [7, 8, 9]
 
 
 def test_a_table_for_something_else_is_refused(tmp_path: Path) -> None:

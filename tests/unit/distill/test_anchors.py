@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 from tests.unit.distill.tiny import ENGLISH, FRENCH, LANGUAGES
 from xsalt.config_distill import DistillConfig
 from xsalt.data.dataset import Dataset, Example, tokenise
 from xsalt.data.substitutions import SubstitutionTable
 from xsalt.distill import anchors as anchors_module
-from xsalt.distill.anchors import SumsFolder, fit_anchors, read_texts
+from xsalt.distill.anchors import Anchors, SumsFolder, fit_anchors, read_texts
 from xsalt.distill.table import ensure_table
 from xsalt.errors import UserError
 from xsalt.nn.inference import inference
@@ -216,3 +218,22 @@ def test_missing_empty_and_broken_texts_are_told_by_name(tmp_path: Path) -> None
         read_texts(str(tmp_path), ["fr"])
     (tmp_path / "fr.txt").write_text("un\n\n deux \n", encoding="utf-8")
     assert read_texts(str(tmp_path), ["fr"]) == {"fr": ["un", "deux"]}
+
+
+@pytest.mark.parametrize("candidates", [1, 3, 5, 6, 7, 1024 + 5, 1500])
+def test_hubness_has_the_same_bits_for_any_number_of_threads(candidates: int) -> None:
+    generator = torch.Generator().manual_seed(candidates)
+    rows = {"fr": candidates, "en": 3000}
+    rows_VD = {name: F.normalize(torch.randn(count, 384, generator=generator)) for name, count in rows.items()}
+    seen_V = {name: torch.ones(count, dtype=torch.bool) for name, count in rows.items()}
+    anchors = Anchors({}, rows_VD, seen_V)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            found.append(anchors.hubness("fr", ["en"]))
+    finally:
+        torch.set_num_threads(before)
+    cosines = (rows_VD["fr"].double() @ rows_VD["en"].double().T).topk(10, dim=1).values.mean(1)
+    torch.testing.assert_close(found[0].double(), cosines, rtol=1e-5, atol=1e-6)
+    assert all(torch.equal(one, found[0]) for one in found[1:])

@@ -210,25 +210,20 @@ def test_equal_scores_are_ordered_by_id_up_to_the_last_place() -> None:
         torch.testing.assert_close(top, logits.gather(1, column))
 
 
-def test_a_table_that_switches_nothing_says_why(
-    build: Any, model: Make, dataset: Dataset, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def said() -> str:
-        return capsys.readouterr().err.strip().splitlines()[-1]
-
-    build(model(), temperature=10.0, whole_words=True)
-    assert said().startswith(
-        "warning: no substitution reaches a probability of 0.3, so nothing is switched: the highest"
-    )
+def test_a_table_that_switches_nothing_says_why(build: Any, model: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    table = build(model(), temperature=10.0, whole_words=True)
+    row = {"coverage": 0.0, "without": 0.0, "highest_probability": 0.1}
     for change, cause in (
+        ({}, "of 0.3 or more, so nothing is switched: the highest is 0.1000: lower the threshold"),
         ({"words": 0}, "the corpus has no words"),
         ({"without": 1.0}, "no word has a candidate"),
         ({"highest_probability": 0.0, "without": 0.5}, "the word itself"),
     ):
-        row = {"coverage": 0.0, "without": 0.0, "highest_probability": 0.1, **change}
-        warn_if_nothing({"languages": {"fr": row}, "words": change.get("words", 9), "threshold": 0.3})
-        assert cause in said()
-    warn_if_nothing({"languages": {"fr": {**row, "coverage": 0.1}}, "words": 9, "threshold": 0.3})
+        stats = {"languages": {"fr": {**row, **change}}, "words": change.get("words", 9), "threshold": 0.3}
+        table.write_stats(stats)
+        warn_if_nothing(stats, table)
+        assert cause in capsys.readouterr().err.strip().splitlines()[-1]
+    warn_if_nothing({"languages": {"fr": {**row, "coverage": 0.1}}, "words": 9, "threshold": 0.3}, table)
     assert capsys.readouterr().err == ""
 
 

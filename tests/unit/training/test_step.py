@@ -80,6 +80,23 @@ def test_gradients_are_those_of_one_big_batch_however_it_is_split(
         assert float((gradient - gradients[1][name]).abs().max()) <= 2e-6 * largest, name
 
 
+@pytest.mark.parametrize("criterion", ["target_language_mlm", "masked_lm", "consistency"])
+def test_each_criterions_mean_loss_counts_by_its_weight(
+    criterion: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XSALT_CACHE", str(tmp_path / "cache"))
+    weights = {"cross_entropy": 0.5, criterion: 3.0}
+    keys = [f"criterion.{name}.weight={weight}" for name, weight in weights.items()]
+    views = ["--augmenter", "codeswitch", "augmenter.codeswitch.clean=true", "augmenter.codeswitch.threshold=0"]
+    made = trainer(configuration(tmp_path, "--criterion", ",".join(weights), *views, *keys))
+    batch = made.draw(np.arange(20), 0, 0.0)
+    counts = made.step.count(batch)
+    total, figures = made.step(batch, counts)
+    means = {name: float(figures[f"{name}_loss"][0]) / counts[name] for name in weights}
+    assert all(mean > 0 for mean in means.values())
+    assert float(total.detach()) == pytest.approx(0.5 * means["cross_entropy"] + 3.0 * means[criterion], rel=1e-6)
+
+
 def test_the_epochs_plan_is_a_function_of_seed_and_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XSALT_CACHE", str(tmp_path / "cache"))
     made = trainer(configuration(tmp_path, "batch.accumulate=2"))
