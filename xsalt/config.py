@@ -146,7 +146,6 @@ class DistributedConfig:
         "none",
         "send gradients as they are, or rounded to bf16: half the traffic, sums of three digits",
         choices=("none", "bf16"),
-        hashed=False,
     )
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from xsalt.fields import key
 
+THRESHOLD = 0.3
+"""Probability from which a substitution is accepted where no one says (assumed)."""
 BACKENDS = ("auto", "corpus", "wordfreq", "script", "file")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xsalt.config import Composed
+from xsalt.config_distill import THRESHOLD
 from xsalt.fields import key
 from xsalt_cli.front import Script, guard, launch
 
@@ -19,7 +20,7 @@ class AugmentOptions:
         None, "word pairs to measure precision against: a file, or a folder of en-LL.txt", path=True
     )
     threshold: float = key(
-        0.3, "least probability of a substitution that counts as accepted here", at_least=0.0, at_most=1.0
+        THRESHOLD, "least probability of a substitution that counts as accepted here", at_least=0.0, at_most=1.0
     )
     sample: int = key(0, "sentences to show, switched in every language", at_least=0)
     out: str | None = key(None, "folder for a copy of the table; the cache has it in any case", path=True)

@@ -29,7 +29,8 @@ def read_results(study: Study, results: Path) -> ByArm:
     """Arm -> seed -> result, in the order of the study; arms without results are left out.
 
     Raises:
-        UserError: if there are none, one is damaged, or runs of an arm (or what ``--set`` gave to all) differ.
+        UserError: if there are none, one is damaged, runs of an arm differ in words or substitution table, or runs in
+            what ``--set`` gave to all.
     """
     found: ByArm = {}
     more: tuple[Path, list[str]] | None = None
@@ -45,6 +46,11 @@ def read_results(study: Study, results: Path) -> ByArm:
             first = next(iter(of_arm.values()), result)
             if experiment(first["words"]) != experiment(result["words"]):
                 raise UserError(f"{path}: made with other words than seed {first['seed']}: delete what is out of date")
+            if len({run["table"] for run in (*of_arm.values(), result) if run.get("table")}) > 1:
+                raise UserError(
+                    f"{path}: made with another substitution table than the seeds before it (another encoder, "
+                    "vocabulary, text or version): delete what is out of date"
+                )
             more = more or (path, experiment(result["more"]))
             if experiment(result["more"]) != more[1]:
                 raise UserError(f"{path}: made with another --set than {more[0]}: delete what is out of date")

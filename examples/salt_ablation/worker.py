@@ -53,6 +53,7 @@ def train_one(words: list[str], folder: Path) -> dict[str, Any]:
         "run_s": round(time.monotonic() - began, 1),
         "pairs_per_s": made["pairs_per_s"],
         "switch_rate": switch_rate(folder / "metrics.jsonl"),
+        "table": table_of(folder / "augmentation.json"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "precision": results["precision"],
@@ -68,6 +69,12 @@ def switch_rate(metrics: Path) -> float | None:
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     rates = [row["switch_rate"] for row in rows if "switch_rate" in row]
     return round(sum(rates) / len(rates), 4) if rates else None
+
+
+def table_of(quality: Path) -> str | None:
+    """Fingerprint of the substitution table, which is a function of the encoder, the vocabularies and the text too."""
+    found: str | None = read_json(quality).get("table") if quality.exists() else None
+    return found
 
 
 def answer(words: list[str], folder: Path) -> dict[str, Any]:

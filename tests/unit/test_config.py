@@ -230,6 +230,7 @@ def test_the_hash_names_the_experiment_not_the_place_or_the_machine() -> None:
         mapping(augmenter={"toy": {}, "toy2": {}}),
         mapping(augmenter={"toy2": {}, "toy": {}}),
         mapping(data={"max_train": 5}),
+        mapping(distributed={"compress": "bf16"}),
     ]
     assert len({base.hash} | {Composed.of(other).hash for other in others}) == len(others) + 1
 

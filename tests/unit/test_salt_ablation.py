@@ -354,6 +354,7 @@ def test_only_pairs_with_the_same_seed_are_compared(
     [
         ({"words": ["dropout=0"]}, "made with other words than seed 1"),
         ({"more": ["dropout=0"]}, "made with another --set"),
+        ({"table": "c" * 64}, "made with another substitution table"),
         (
             {"languages": {"en": {"accuracy": 0.7, "n": 5}, "fr": {"accuracy": 0.7, "n": 5}}},
             "on other rows or languages",
@@ -368,8 +369,9 @@ def test_results_that_do_not_compare_are_refused(
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path = results / "small" / "salt-s2.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    for seed, changed in ((1, {"table": "b" * 64}), (2, {"table": "b" * 64} | change)):
+        path = results / "small" / f"salt-s{seed}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changed))
     assert scripts.table.main(["small", "--studies", str(studies), "--results", str(results)]) == 2
     assert message in capsys.readouterr().err
 

@@ -29,6 +29,7 @@ class CodeSwitch:
 
     def __init__(self, config: CodeSwitchConfig, needs: Needs) -> None:
         self.switcher = Switcher(config, needs, "codeswitch")
+        self.table = self.switcher.table
 
     def augment(self, batch: Batch) -> Batch:
         return self.switcher.switch(batch)

@@ -74,6 +74,7 @@ class Mixup:
             self.switcher = Switcher(config, needs, "mixup")
         elif config.between == "views":
             self.switcher = Switcher(needs.augmenters["codeswitch"], needs, "codeswitch")
+        self.table = self.switcher.table if self.switcher else None
 
     def augment(self, batch: Batch) -> Batch:
         if self.switcher is not None and self.alone and batch.ids_T is batch.source_ids_T:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from xsalt.batch import Batch, join
+from xsalt.config_distill import THRESHOLD
 from xsalt.data.substitutions import SubstitutionTable
 from xsalt.errors import UserError, did_you_mean
 from xsalt.fields import key
@@ -28,7 +29,7 @@ Mask = npt.NDArray[np.bool_]
 class SwitchConfig:
     """Keys of augmenters that switch tokens. The paper states none of the values: all defaults are assumed."""
 
-    threshold: float = key(0.3, "least probability of a substitution that is accepted", at_least=0.0, at_most=1.0)
+    threshold: float = key(THRESHOLD, "least probability of a substitution that is accepted", at_least=0.0, at_most=1.0)
     ratio: float = key(
         0.5, "share of the accepted tokens that is switched, drawn token by token", at_least=0.0, at_most=1.0
     )

@@ -19,11 +19,12 @@ import numpy.typing as npt
 import torch
 
 from xsalt import distributed
+from xsalt.config_distill import THRESHOLD
 from xsalt.data.dataset import Dataset
 from xsalt.data.substitutions import Ids, Probabilities, TableWriter
 from xsalt.distill.parts import Parts
 from xsalt.distill.scoring import Scorer
-from xsalt.distill.tally import CHUNK, THRESHOLD, Tally
+from xsalt.distill.tally import CHUNK, Tally
 from xsalt.logging import Progress
 
 BLOCK = 64

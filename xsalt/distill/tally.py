@@ -17,9 +17,6 @@ from xsalt.data.substitutions import Ids, Probabilities, SubstitutionTable
 CHUNK = 1 << 16
 """Tokens that are looked at together."""
 
-THRESHOLD = 0.3
-"""Probability from which ``stats.json`` counts a token as covered: the default threshold of code-switching."""
-
 
 def count(table: SubstitutionTable, dataset: Dataset, words_V: npt.NDArray[np.bool_], threshold: float) -> Tally:
     """What the best substitutions of a finished table are at this threshold."""

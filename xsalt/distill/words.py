@@ -5,13 +5,12 @@ Shapes: T tokens of whole sequences, V vocabulary, N ids.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from xsalt.text.language_vocab import SCRIPTS, UNSPACED, piece_text
+from xsalt.text.language_vocab import SCRIPTS, UNSPACED, piece_text, script_of
 from xsalt.text.tokenizer import Tokenizer
 
 UNSPACED_SCRIPTS = frozenset(script for language in UNSPACED for script in SCRIPTS[language])
@@ -23,13 +22,9 @@ def starts_word_V(pieces: Sequence[str], initial_V: npt.NDArray[np.bool_]) -> np
     starts_V: npt.NDArray[np.bool_] = initial_V.copy()
     for i, piece in enumerate(pieces):
         text = piece_text(piece)
-        if not starts_V[i] and not text.isascii() and _script(text[0]) in UNSPACED_SCRIPTS:
+        if not starts_V[i] and not text.isascii() and script_of(text[0]) in UNSPACED_SCRIPTS:
             starts_V[i] = True
     return starts_V
-
-
-def _script(letter: str) -> str:
-    return unicodedata.name(letter, "?").split()[0]
 
 
 def spellings(pieces: Sequence[str]) -> npt.NDArray[np.int64]:

@@ -79,13 +79,14 @@ def piece_text(piece: str) -> str:
 
 
 @cache
-def _script(letter: str) -> str:
+def script_of(letter: str) -> str:
+    """Its Unicode script, as the first word of its name: ``LATIN``, ``CJK``."""
     return unicodedata.name(letter, "?").split()[0]
 
 
 def piece_scripts(piece: str) -> frozenset[str]:
     """Scripts of a piece's letters, as ``SCRIPTS`` spells them; letters of several scripts have none."""
-    return frozenset(_script(c) for c in piece_text(piece) if c.isalpha()) - SHARED_LETTERS
+    return frozenset(script_of(c) for c in piece_text(piece) if c.isalpha()) - SHARED_LETTERS
 
 
 def is_word_piece(piece: str) -> bool:

@@ -31,13 +31,16 @@ def augmentation_quality(augmenters: Sequence[Augmenter], train: Dataset, seed: 
 
     ``switch_rate``: share of the tokens that are not special that was switched (by language: of those of the examples,
     or tokens, that drew it). ``coverage``: share of them that has an accepted substitution, whatever is drawn.
-    ``mean_probability``: of the substitutions made. Empty if nothing in the run switches tokens.
+    ``mean_probability``: of the substitutions made. ``table``: fingerprint of the substitution table, a function of
+    model, tokenizer, data and settings, so that runs with another one can be told. Empty if nothing in the run switches
+    tokens.
     """
     sample = permutation(seed, 0, "augmentation/quality", len(train))[:EXAMPLES]
     source = train.batch(sample, seed=seed, epoch=0).with_(progress=math.inf)
-    batch, covered = source, dict[str, tuple[float, float]]()
+    batch, covered, table = source, dict[str, tuple[float, float]](), None
     for augmenter in augmenters:
         batch = augmenter.augment(batch)
+        table = table or getattr(augmenter, "table", None)
         covered |= getattr(augmenter, "coverage", lambda batch: {})(source)
     if not covered:
         return {}
@@ -63,6 +66,7 @@ def augmentation_quality(augmenters: Sequence[Augmenter], train: Dataset, seed: 
         "switch_rate": mean(batch.log, SWITCH_RATE),
         "coverage": round(sum(coverages) / len(coverages), 6) if coverages else None,
         "mean_probability": mean(batch.log, PROBABILITY),
+        "table": getattr(table, "fingerprint", None),
         "languages": languages,
     }
 

@@ -32,7 +32,7 @@ def test_figures_are_those_of_the_sample_counted_token_by_token(made: Trainer, m
     sample = permutation(1, 0, "augmentation/quality", len(made.train))[:20]
     table = made.augmenters[0].switcher.table  # type: ignore[attr-defined]
     batch = made.draw(sample, 0, 0.0)
-    assert batch.mix is not None
+    assert batch.mix is not None and quality["table"] == table.fingerprint
     word_T = ~batch.special_T.numpy()
     new_T = (batch.mix.other_ids_T != batch.source_ids_T).numpy()
     corpus_N = batch.corpus_T.numpy()[: len(batch.ids_T) // 2]
