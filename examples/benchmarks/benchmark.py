@@ -153,6 +153,25 @@ def ablation(options: argparse.Namespace, work: Path) -> Results:
     return found
 
 
+VIEWS = ["--augmenter", "codeswitch", "augmenter.codeswitch.clean=true", "--criterion", "cross_entropy,consistency"]
+
+
+def views(options: argparse.Namespace, work: Path) -> Results:
+    """The time of an update with the clean view kept beside the switched one, against one view and two clean ones."""
+    words = ["--task", "xnli", f"data.train=[{','.join(options.train)}]", f"pretrained={e5_folder(work)}"]
+    words += ["optim.lr=2e-5", "dropout=0.1", *([f"data.root={options.data}"] if options.data else []), *options.keys]
+    more = {"one view": [], "two clean views": [*VIEWS, "augmenter.codeswitch.ratio=0"], "clean and switched": VIEWS}
+    workers = {name: Worker("ours.py", {"words": [*words, *extra]}, options.threads) for name, extra in more.items()}
+    results = in_turn(workers, dict.fromkeys(workers, options.updates), options.rounds, warm_up=3)
+    for worker in workers.values():
+        worker.close()
+    speeds = {name: row["rounds_tokens_per_s"] for name, row in results["contestants"].items()}
+    ours = speeds.pop("clean and switched")
+    results["time_against"] = {n: statistics.median(s) / statistics.median(ours) for n, s in speeds.items()}
+    results["time_against_by_round"] = {name: by_round(rounds, ours) for name, rounds in speeds.items()}
+    return results
+
+
 def bert(options: argparse.Namespace, work: Path) -> Results:
     """A training step at the size of mBERT: random weights, 119,547 pieces, synthetic pairs of log-normal lengths."""
     folder = bert_folder(work, options.bert_layers, options.bert_width)
@@ -260,7 +279,7 @@ def augmentation(options: argparse.Namespace, work: Path) -> Results:
     """Substitutions in all languages from one pass, against a pass and a whole softmax a language; float32."""
     folder = str(e5_masked_folder(work))
     data = [f"data.root={options.data}"] if options.data else []
-    words = ["--task", "xnli", f"data.train=[{','.join(options.train)}]", *data, f"pretrained={folder}"]
+    words = ["--task", "xnli", f"data.train=[{','.join(options.train)}]", *data, f"pretrained={folder}", *options.keys]
     ours = Worker("ours.py", {"words": [*words, "precision=fp32"]}, options.threads)
     theirs = Worker("theirs.py", {"kind": "masked", "folder": folder}, options.threads)
     files = {"vocabularies": str(work / "vocabularies.npz"), "tokens": str(work / "few.npz")}
@@ -338,6 +357,7 @@ def startup(options: argparse.Namespace, work: Path) -> Results:
 BENCHMARKS: dict[str, Callable[[argparse.Namespace, Path], Results]] = {
     "training": training,
     "ablation": ablation,
+    "views": views,
     "bert": bert,
     "evaluation": evaluation,
     "augmentation": augmentation,
