@@ -67,7 +67,7 @@ class DistillConfig:
         "of the lens: candidates of each source piece and language that are scored in context, 0 scores all",
         at_least=0,
     )
-    k: int = key(1, "substitutions kept for a token and language", at_least=1)
+    k: int = key(1, "substitutions kept for a token and language", at_least=1, at_most=64)
     synonyms: bool = key(False, "score the source language too: synonyms, never the token itself")
     whole_words: bool = key(
         False, "words of one piece alone, and by words of one piece alone; pieces of longer words get no substitution"

@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 
 from xsalt.errors import UserError
 
+MAX_LINE = 1_000_000
+"""Bytes of a line at most, so that a file that isn't text is refused before it fills the memory."""
 _LOOKED_AT = 2000
 """Names of a folder among which a misspelt one is looked for."""
 

@@ -17,7 +17,9 @@ class AugmentOptions:
 
     corpus: str = key("train", "what is scored: train, dev, or a file (.txt: a passage a line)", path=True)
     lexicon: str | None = key(
-        None, "word pairs to measure precision against: a file, or a folder of en-LL.txt", path=True
+        None,
+        "word pairs to measure precision against, from the first source language: a file, or a folder of en-LL.txt",
+        path=True,
     )
     threshold: float = key(
         THRESHOLD, "least probability of a substitution that counts as accepted here", at_least=0.0, at_most=1.0

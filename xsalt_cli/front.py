@@ -182,7 +182,7 @@ def split_list(text: str) -> list[str]:
 
 
 def _names(text: str) -> list[str]:
-    """Component names in a value, lists of lists included (a sweep over lists)."""
+    """Component names in a value as they stand, lists of lists included (a sweep over lists)."""
     names = []
     try:
         parts = split_list(text)
@@ -190,7 +190,7 @@ def _names(text: str) -> list[str]:
         raise UserError(f"{text}: {error}, write [A,B]") from error
     for part in parts:
         names += _names(part) if part.startswith("[") else [part.strip("'\"")]
-    return list(dict.fromkeys(names))
+    return names
 
 
 def _select(script: Script, request: Request, base: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -203,7 +203,11 @@ def _select(script: Script, request: Request, base: Mapping[str, Any]) -> dict[s
         "augmenter": list(base.get("augmenter", [])),
     }
     for kind, text in request.chosen.items():
-        names = _names(text)
+        given = _names(text)
+        names = list(dict.fromkeys(given))
+        twice = next((name for name in names if given.count(name) > 1), None)
+        if not request.flags.multirun and twice is not None:
+            raise UserError(f"{kind}={text}: {twice} stands twice, and a run has it once")
         found[kind] = [name for name in names if kind != "augmenter" or name != "none"]
         if not request.flags.multirun and (len(names) != len(found[kind]) and len(names) > 1):
             raise UserError("augmenter: 'none' stands alone, leave it out of the list")
@@ -237,6 +241,8 @@ def prepare(script: Script, request: Request) -> list[str]:
     _overlay(sections, base)
     for name in list(request.overrides):
         check_key(name, keys, selected)
+        if keys.get(name) and keys[name].is_dict and name.partition(".")[0] in KINDS:
+            _preset(nodes, name, f"{name}={{}}")  # a whole mapping takes the place of the stored one
         if request.flags.multirun and name.partition(".")[0] in KINDS and "," not in request.overrides[name]:
             # In a sweep not every job has every component, so one value for all jobs belongs into the component's node.
             _preset(nodes, name, spell(name, request.overrides.pop(name), _lookup(name, keys)))
@@ -301,7 +307,7 @@ def spell(name: str, value: str, entry: Key, multirun: bool = False) -> str:
 
     Under ``--multirun`` a comma sweeps, so nothing is bracketed there.
     """
-    prefix = "++" if entry.name != name else ""
+    prefix = "++" if entry.is_dict else ""  # a mapping has keys that its default has not
     text = f"{prefix}{name}={value}"
     simple = "," not in value or value[:1] in "[{'\"" or "${" in value
     if multirun:

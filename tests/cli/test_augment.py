@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -191,3 +192,49 @@ def test_training_warns_of_nothing_to_switch_by_its_own_threshold(
         said = capsys.readouterr().err
         assert ("switches nothing: no substitution" in said and "the highest is 0." in said) == warned
         assert "so nothing is switched" not in said
+
+
+def test_a_copy_that_cannot_be_written_is_one_line(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file" / "x", Path("/proc/x")):
+        assert augment.main(["--task", "xnli", f"data.root={data}", f"out={out}", *TINY]) == 2
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert last.startswith(f"xsalt-augment: error: {out}: the substitution table can't be written (")
+
+
+def test_a_bad_lexicon_is_told_before_anything_is_scored(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XSALT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "en-fr.txt").write_text("alone\n")
+    assert augment.main(["--task", "xnli", f"data.root={data}", f"lexicon={tmp_path / 'en-fr.txt'}", *TINY]) == 2
+    said = capsys.readouterr().err
+    assert "en-fr.txt:1: 'alone' holds no two words" in said.strip().splitlines()[-1]
+    assert "substitutions: scored" not in said
+
+
+def test_words_of_a_lexicon_that_never_occur_have_no_precision(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "en-fr.txt").write_text("zebrafish\tpoisson\n")
+    out = tmp_path / "table"
+    words = ["--task", "xnli", f"data.root={data}", f"lexicon={tmp_path / 'en-fr.txt'}", f"out={out}", *TINY, *LISTS]
+    assert augment.main(words) == 0
+    row = json.loads((out / "stats.json").read_text())["languages"]["fr"]
+    assert (row["p_at_1"], row["p_at_1_n"]) == (None, 0)
+
+
+def test_a_table_of_something_else_in_the_cache_is_made_anew(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XSALT_CACHE", str(tmp_path))
+    arguments = ["--task", "xnli", f"data.root={data}", *TINY, *LISTS]
+    for k in (1, 2):
+        assert augment.main([*arguments, f"distill.k={k}"]) == 0
+    one, two = sorted(tmp_path.glob("substitutions/*"), key=lambda path: path.stat().st_mtime)
+    before = (one / "ids.npy").read_bytes()
+    shutil.rmtree(one)
+    shutil.copytree(two, one)
+    assert augment.main([*arguments, "distill.k=1"]) == 0
+    assert "the table in the cache is damaged: " in capsys.readouterr().err
+    assert (one / "ids.npy").read_bytes() == before

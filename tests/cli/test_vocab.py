@@ -203,3 +203,47 @@ def test_nothing_is_switched_to_a_language_with_an_empty_vocabulary(
     assert augment.main([*wanted, "languages=fr"]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("xsalt-augment: error: no target language has a vocabulary (asked for: ")
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(
+    keys: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert main(keys) == 0
+    for out in (tmp_path / "file", tmp_path / "file" / "x", Path("/proc/x")):
+        assert main([*keys, f"out={out}"]) == 2
+        assert f"{out}: the vocabularies can't be written (" in capsys.readouterr().err.strip().splitlines()[-1]
+    monkeypatch.setenv("XSALT_CACHE", str(tmp_path / "file"))
+    assert main(keys) == 2
+    assert "can't be written (" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_languages_need_no_data_of_the_task_unless_coverage_is_asked_for(
+    keys: list[str], text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (text / "xx.txt").write_text("chat chien\n" * 9, encoding="utf-8")
+    assert main([*keys, "languages=xx"]) == 0
+    assert "\nxx " in capsys.readouterr().out
+    assert main([*keys, "languages=xx", "coverage=true"]) == 2
+    assert "has no 'xx'" in capsys.readouterr().err
+
+
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(
+    keys: list[str], text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "en.txt").write_text("cat\n" + "dog " * 300_000)
+    (tmp_path / "fr.txt").write_text("chat\n" * 9)
+    assert main([*keys, f"vocabulary.text={tmp_path}", "languages=fr"]) == 2
+    assert "en.txt:2: the line is longer than 1,000,000 bytes" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_rows_left_out_are_told(keys: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_nli(tmp_path / "data", train=32, dev=9)
+    with (data / "dev-en.tsv").open("a", encoding="utf-8") as file:
+        file.write("one field\n")
+    more = [f"data.root={data}", "data.on_error=skip"]
+    assert main([*keys, *more, "coverage=true"]) == 0
+    assert "skipped 1 rows" in capsys.readouterr().err
+    assert augment.main([*keys, *more, "--task", "xnli", "corpus=dev", "distill.layer=0"]) == 0
+    assert "skipped 1 rows" in capsys.readouterr().err

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,34 @@ def test_a_script_has_keys_of_its_own_that_the_hash_does_not_see() -> None:
 
 def test_a_script_may_have_a_default_task() -> None:
     assert compose(Script("xsalt-toy", "", "", task="toy"), TOYS[2:]).task == "toy"
+
+
+def test_a_whole_mapping_on_the_command_line_replaces_the_one_that_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass
+    class Weighted:
+        weights: dict[str, float] = key({}, "weights")
+
+    class Toy2(Toy):
+        Config = Weighted
+
+    REGISTRIES["augmenter"].add("weighted", Toy2, "", "weighted")
+    words = [*TOYS, "--augmenter", "weighted"]
+    for value in ("{de: 2, fr: 1}", "{de:2,fr:1}"):
+        composed = compose(SCRIPT, [*words, f"augmenter.weighted.weights={value}"])
+        assert composed.node("augmenter", "weighted")["weights"] == {"de": 2.0, "fr": 1.0}
+    composed = compose(SCRIPT, [*words, "augmenter.weighted.weights.sw=3"])
+    assert composed.node("augmenter", "weighted")["weights"] == {"sw": 3.0}
+    script = replace(SCRIPT, positional=("RUN",), base=lambda positional: composed.resolved)
+    again = compose(script, ["RUN", "augmenter.weighted.weights={de: 2}"])
+    assert again.node("augmenter", "weighted")["weights"] == {"de": 2.0}
+    with pytest.raises(UserError, match="weights"):
+        compose(SCRIPT, [*words, "augmenter.weighted.weights={de: many}"])
+
+
+@pytest.mark.parametrize("kind", ["criterion", "augmenter"])
+def test_a_component_named_twice_is_refused(kind: str) -> None:
+    with pytest.raises(UserError, match=f"{kind}=toy,toy: toy stands twice"):
+        compose(SCRIPT, [*TOYS[:4], "--criterion", "toy", f"--{kind}", "toy,toy"])
 
 
 def test_flags_win_over_overrides_and_later_over_earlier() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from xsalt.batch import Batch, join
+from xsalt.batch import MASKED_VIEW, Batch, join
 from xsalt.config_distill import THRESHOLD
 from xsalt.data.substitutions import SubstitutionTable
 from xsalt.errors import UserError, did_you_mean
@@ -37,7 +37,7 @@ class SwitchConfig:
         0.0, "curriculum: epochs over which the share grows evenly from 0 to ratio; 0: none", at_least=0.0
     )
     probability: float = key(1.0, "probability that an example is switched at all", at_least=0.0, at_most=1.0)
-    views: int = key(1, "switched views of an example, each with draws of its own", at_least=1)
+    views: int = key(1, "switched views of an example, each with draws of its own", at_least=1, at_most=MASKED_VIEW - 1)
     clean: bool = key(False, "keep the example as it is beside its switched views, with the same label")
     language_by: str = key(
         "instance",
@@ -143,6 +143,8 @@ class Switcher:
                 raise UserError(f"augmenter.{self.name}.weights.{language}={weight}: must be at least 0")
         weight_L = np.array([config.weights.get(language, 1.0) for language in languages], dtype=np.float64)
         weight_L[self.synonym_L] = 0.0
+        if not weight_L.max() < 1e100:  # their sum has to be a number
+            raise UserError(f"augmenter.{self.name}.weights: {weight_L.max():g} is too large: make it smaller")
         if weight_L.sum() <= 0:
             raise UserError(
                 f"augmenter.{self.name}.weights: no language has a weight above 0, so there is none to switch to"

@@ -189,7 +189,7 @@ def _store(folder: Path, encoded: Encoded) -> None:
 
 def _no_cache(folder: Path, error: OSError) -> UserError:
     return UserError(
-        f"{folder.parent}: the cache can't be written ({error.strerror}): set XSALT_CACHE to another folder"
+        f"{folder.parent}: the cache can't be written ({error.strerror or error}): set XSALT_CACHE to another folder"
     )
 
 

@@ -13,10 +13,8 @@ from typing import Any
 
 from xsalt.data.parquet import read_mappings
 from xsalt.errors import UserError
-from xsalt.files import is_text, open_file, parse_json, some
+from xsalt.files import MAX_LINE, is_text, open_file, parse_json, some
 
-MAX_LINE = 1_000_000
-"""Bytes of a line at most, so that a file that isn't text is refused before it fills the memory."""
 NO_LABEL = -100
 """The label of an example that has none: equals ``xsalt.batch.IGNORE``, which can't be imported without torch."""
 _KEPT_MESSAGES = 20

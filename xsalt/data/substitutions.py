@@ -171,7 +171,9 @@ class SubstitutionTable:
         folder.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".copy-"))
         try:
-            shutil.copytree(self.folder, building, dirs_exist_ok=True)
+            for name in (IDS, PROBABILITY, STATS, MANIFEST):
+                shutil.copyfile(self.folder / name, building / name)
+            building.chmod(0o755)
             _put_in_place(building, folder)
         finally:
             shutil.rmtree(building, ignore_errors=True)
@@ -323,15 +325,15 @@ def new_table(
         shutil.rmtree(building, ignore_errors=True)
 
 
-def discard_damaged(folder: Path) -> UserError | None:
-    """Moves a table away that can't be opened, and gives the reason; None if it can be, or there is none.
+def discard_damaged(folder: Path, fingerprint: str) -> UserError | None:
+    """Moves a table away that can't be opened as this one, and gives the reason; None if it can be, or there is none.
 
     Who has it open goes on reading it.
     """
     if not folder.exists():
         return None
     try:
-        SubstitutionTable.open(folder)
+        SubstitutionTable.open(folder, fingerprint)
     except UserError as error:
         aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".damaged-"))
         with suppress(FileNotFoundError):  # another process may just have done so

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from xsalt.data.dataset import Dataset
 from xsalt.data.rows import RowLog, read_lines
 from xsalt.data.substitutions import SubstitutionTable
 from xsalt.errors import UserError
@@ -81,20 +82,16 @@ class Judged:
 
 
 def judge(
-    table: SubstitutionTable,
-    ids_N: npt.NDArray[np.int32],
-    special_N: npt.NDArray[np.bool_],
-    tokenizer: Tokenizer,
-    lexicon: Lexicon,
-    language: str,
+    table: SubstitutionTable, dataset: Dataset, tokenizer: Tokenizer, lexicon: Lexicon, source: str, language: str
 ) -> Judged:
-    """Holds the best substitutions into a language against a lexicon.
+    """Holds the best substitutions of a source language's sentences against a lexicon.
 
     Every occurrence counts of a lexicon word that is one piece and longer than three letters. The best substitution
     counts without threshold or abstention; identity is wrong unless the lexicon lists it. Case doesn't count.
 
     Args:
-        ids_N, special_N: the corpus that the table was made of; they may be memory-mapped.
+        dataset: the corpus that the table was made of.
+        source, language: the languages of the lexicon's words and of their translations.
     """
     pieces = tokenizer.pieces()
     initial_V = tokenizer.word_initial_V
@@ -106,7 +103,8 @@ def judge(
     column = table.languages.index(language)
     counted, right = 0, 0
     switched_P, right_P = np.zeros(_P, dtype=np.int64), np.zeros(_P, dtype=np.int64)
-    for at in _occurrences(ids_N, special_N, known_V, goes_on_V):
+    ids_N = dataset.ids
+    for at in _occurrences(dataset, source, known_V, goes_on_V):
         bits = table.probability_NLK[at, column, 0].view(np.uint16)
         triples = np.stack([ids_N[at], table.ids_NLK[at, column, 0], bits.astype(np.int32)], axis=1)
         for (source, target, p), n in zip(*np.unique(triples, axis=0, return_counts=True), strict=True):
@@ -120,17 +118,17 @@ def judge(
 
 
 def _occurrences(
-    ids_N: npt.NDArray[np.int32],
-    special_N: npt.NDArray[np.bool_],
-    known_V: npt.NDArray[np.bool_],
-    goes_on_V: npt.NDArray[np.bool_],
+    dataset: Dataset, source: str, known_V: npt.NDArray[np.bool_], goes_on_V: npt.NDArray[np.bool_]
 ) -> Iterator[npt.NDArray[np.int64]]:
-    """Tokens that are known words and don't go on with the next token."""
-    for start in range(0, len(ids_N), CHUNK):
-        stop = min(start + CHUNK, len(ids_N))
-        ids, special = np.array(ids_N[start : stop + 1]), np.array(special_N[start : stop + 1])
+    """Tokens of the source language that are known words and don't go on with the next token."""
+    of_source = np.array([language == source for language in dataset.languages])[dataset.language]
+    tokens = len(dataset.ids)
+    for start in range(0, tokens, CHUNK):
+        stop = min(start + CHUNK, tokens)
+        ids, special = np.array(dataset.ids[start : stop + 1]), np.array(dataset.special[start : stop + 1])
         ends = np.append(special[1:] | ~goes_on_V[ids[1:]], True)
-        yield start + np.flatnonzero((known_V[ids] & ~special & ends)[: stop - start])
+        at = start + np.flatnonzero((known_V[ids] & ~special & ends)[: stop - start])
+        yield at[of_source[np.searchsorted(dataset.offsets, at, side="right") - 1]]
 
 
 def precision_by_decile(

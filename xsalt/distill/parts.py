@@ -103,8 +103,8 @@ def writable(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{folder.parent}: the substitution table can't be written ({error.strerror}): "
-            "make room (what is done is kept), or set XSALT_CACHE to another folder"
+            f"{folder}: the substitution table can't be written ({error.strerror or error}): make room (what is done "
+            "is kept), or give another folder (out=DIR; for the cache XSALT_CACHE)"
         ) from error
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from xsalt.data.dataset import Dataset
 from xsalt.data.substitutions import SubstitutionTable
-from xsalt.distill.lexicon import judge, precision_by_decile, read_lexicon
+from xsalt.distill.lexicon import Lexicon, judge, precision_by_decile
 from xsalt.distill.tally import count
 from xsalt.logging import say
 from xsalt.randomness import permutation
@@ -22,24 +21,26 @@ def measure(
     table: SubstitutionTable,
     dataset: Dataset,
     tokenizer: Tokenizer,
-    lexicons: Mapping[str, Path],
+    lexicons: Mapping[str, Lexicon],
+    source: str,
     threshold: float,
     chrf: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
     """The table's statistics at a threshold, with the figures of ``chrf_of_switching``.
 
-    Each language that has a lexicon gets ``p_at_1``, ``p_at_1_n`` and ``precision_by_decile``; the last is there for
-    all of them together too.
+    Each language that has a lexicon gets ``p_at_1`` (None where no word of it occurs), ``p_at_1_n`` and
+    ``precision_by_decile``; the last is there for all of them together too. ``source``: the language of the lexicons'
+    words, whose sentences alone count.
     """
     stats = table.stats()
     if stats["threshold"] != threshold:
         vocabulary = {language: row["vocabulary"] for language, row in stats["languages"].items()}
         stats |= count(table, dataset, letters_V(tokenizer), threshold).stats(table.languages, vocabulary)
     switched, right = [], []
-    for language, path in lexicons.items():
-        judged = judge(table, dataset.ids, dataset.special, tokenizer, read_lexicon(path), language)
+    for language, lexicon in lexicons.items():
+        judged = judge(table, dataset, tokenizer, lexicon, source, language)
         stats["languages"][language] |= {
-            "p_at_1": round(judged.right / max(1, judged.counted), 4),
+            "p_at_1": round(judged.right / judged.counted, 4) if judged.counted else None,
             "p_at_1_n": judged.counted,
             "precision_by_decile": precision_by_decile(judged.switched_P, judged.right_P),
         }
@@ -64,7 +65,7 @@ def describe(stats: Mapping[str, Any]) -> str:
                 f"{of_language['coverage']:.3f}",
                 f"{of_language['identity']:.3f}",
                 f"{of_language['mean_probability']:.3f}",
-                f"{of_language['p_at_1']:.3f}" if "p_at_1" in of_language else "",
+                "" if of_language.get("p_at_1") is None else f"{of_language['p_at_1']:.3f}",
                 str(of_language.get("p_at_1_n", "")),
                 str(of_language.get("chrf_switched", "")),
                 str(of_language.get("chrf_source", "")),
@@ -89,7 +90,8 @@ def _columns(rows: list[tuple[str, ...]]) -> str:
 
 def warn_if_nothing(stats: Mapping[str, Any], table: SubstitutionTable) -> None:
     """Says why no word has an accepted substitution, if none has. ``stats``: of ``measure``."""
-    if not any(row["coverage"] > 0 for row in stats["languages"].values()):
+    highest = max(row["highest_probability"] for row in stats["languages"].values())
+    if highest == 0 or highest < stats["threshold"]:
         say(
             f"warning: no substitution has a probability of {stats['threshold']} or more, so nothing is switched: "
             f"{table.why_nothing()}"

@@ -61,9 +61,14 @@ def target_languages(
             f"warning: the vocabulary of {', '.join(empty)} is empty, so nothing is switched to it: "
             "give plain text with vocabulary.text=DIR, or lower vocabulary.ratio or the least frequency"
         )
+    if not wanted:
+        raise UserError(
+            f"no target language beside the source ({', '.join(source)}): name some with languages=LL,LL, and give "
+            "their plain text with vocabulary.text=DIR"
+        )
     if not targets:
         raise UserError(
-            f"no target language has a vocabulary (asked for: {', '.join(wanted) or 'none'}): "
+            f"no target language has a vocabulary (asked for: {', '.join(wanted)}): "
             "name some with languages=[...] and give plain text with vocabulary.text=DIR"
         )
     return targets
@@ -161,7 +166,7 @@ def _good_one(place: Path, key: str) -> SubstitutionTable | None:
         return SubstitutionTable.open(place, key)
     except UserError:
         with writable(place):
-            error = discard_damaged(place)
+            error = discard_damaged(place, key)
         if error is None:  # another process has made it anew meanwhile
             return SubstitutionTable.open(place, key)
         say(f"substitutions are scored anew, the table in the cache is damaged: {error}")

@@ -68,7 +68,7 @@ class Tally:
                 "identity": round(float(self.same_L[i]) / words, 4),
                 "without": round(1 - float(self.found_L[i]) / words, 4) if self.words else 0.0,
                 "mean_probability": round(float(self.sum_L[i]) / words, 4),
-                "highest_probability": round(float(self.highest_L[i]), 4),
+                "highest_probability": float(self.highest_L[i]),
             }
             for i, language in enumerate(languages)
         }

@@ -264,10 +264,12 @@ def read_weights(folder: Path, architecture: str, config: EncoderConfig) -> dict
 
 
 def check_numbers(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Raises ``UserError`` naming a tensor whose numbers are of no type that weights have."""
+    """Raises ``UserError`` naming a tensor whose numbers are of no type that weights have, or not all finite."""
     for name, tensor in tensors.items():
         if tensor.dtype not in NUMBERS:
             raise UserError(f"{where}: {name} holds numbers of type {tensor.dtype}, weights are floating-point numbers")
+        if not bool(torch.isfinite(tensor.sum(dtype=torch.float64))):
+            raise UserError(f"{where}: {name} holds NaN or infinity: the model was saved after its training went wrong")
 
 
 def blank_state(

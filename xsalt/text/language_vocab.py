@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from xsalt.checkpoint import atomic_file
 from xsalt.errors import UserError
 from xsalt.files import read_json
 
@@ -133,8 +133,11 @@ class LanguageVocabularies:
         return digest.hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Writes ``vocabulary.json`` into the folder, all or nothing, with a SHA-256 of what it says."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Writes ``vocabulary.json`` into the folder, all or nothing, with a SHA-256 of what it says.
+
+        Raises:
+            UserError: if it can't be written.
+        """
         content = {
             "format": FORMAT,
             "tokenizer": self.tokenizer,
@@ -144,9 +147,14 @@ class LanguageVocabularies:
                 for language, ids in self.ids.items()
             },
         }
-        partial = folder / f".{FILE_NAME}.{os.getpid()}"
-        partial.write_text(json.dumps({**content, "sha256": _checksum(content)}), encoding="utf-8")
-        os.replace(partial, folder / FILE_NAME)
+        try:
+            with atomic_file(folder / FILE_NAME) as new:
+                new.write_text(json.dumps({**content, "sha256": _checksum(content)}), encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"{folder}: the vocabularies can't be written ({error.strerror or error}): make room, or give another "
+                "folder (out=DIR; for the cache XSALT_CACHE)"
+            ) from error
 
     @classmethod
     def load(cls, folder: Path, tokenizer: Tokenizer) -> LanguageVocabularies:

@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from xsalt.config_distill import VocabularyConfig
 from xsalt.errors import UserError
-from xsalt.files import open_file, read_bytes
+from xsalt.files import MAX_LINE, open_file, read_bytes
 from xsalt.logging import say
 from xsalt.text.language_vocab import (
     FILE_NAME,
@@ -186,9 +186,10 @@ def _pick_listed(language: str, is_source: bool, config: VocabularyConfig) -> tu
         "script": f"the letters of {language!r} don't tell it from others",
         "file": f"there is no {_path(config.files, language)}",
     }
+    left_out = "" if is_source else f", or leave {language} out of languages"
     raise UserError(
         f"vocabulary.backend={','.join(config.backend)}: {'; '.join(reasons[name] for name in config.backend)}: "
-        f"add to it, use vocabulary.backend=auto, or leave {language} out of languages"
+        f"add {'the source language' if is_source else 'it'}, or use vocabulary.backend=auto{left_out}"
     )
 
 
@@ -285,7 +286,9 @@ def _frequencies(
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines that aren't empty, with their numbers."""
     with open_file(path) as file:
-        for number, raw in enumerate(file, 1):
+        for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE + 2), b""), 1):
+            if len(raw) > MAX_LINE and not raw.endswith(b"\n"):
+                raise UserError(f"{path}:{number}: the line is longer than {MAX_LINE:,} bytes: break it up")
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
             except UnicodeDecodeError as error:

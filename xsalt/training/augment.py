@@ -8,7 +8,8 @@ from xsalt import distributed
 from xsalt.config import Composed
 from xsalt.data.dataset import Dataset
 from xsalt.data.rows import read_text
-from xsalt.distill.lexicon import find_lexicons
+from xsalt.distill.lexicon import find_lexicons, read_lexicon
+from xsalt.distill.parts import writable
 from xsalt.distill.report import describe, measure, samples, warn_if_nothing
 from xsalt.errors import UserError
 from xsalt.logging import say
@@ -22,28 +23,31 @@ def augment(config: Composed, corpus: str, lexicon: str | None, sample: int, thr
 
     Args:
         corpus: ``train``, ``dev``, or a file in one of the task's formats (``.txt``: a passage a line).
-        lexicon: a file or folder of word pairs to measure P@1 against.
+        lexicon: a file or folder of word pairs to measure P@1 against, from the first source language.
         sample: sentences shown, switched in every language.
         threshold: probability from which substitutions count as accepted here.
         out: folder for a copy of the table.
     """
-    setup = Setup.open(config)
+    setup = Setup.open(config, evaluated=False)
     dataset = read_corpus(setup, corpus)
     vocabularies = vocabularies_of(setup)
-    lexicons = find_lexicons(Path(lexicon), setup.source[0], _targets(setup)) if lexicon else {}
+    files = find_lexicons(Path(lexicon), setup.source[0], _targets(setup)) if lexicon else {}
+    lexicons = {language: read_lexicon(path) for language, path in files.items()}  # before the long work
     table = substitution_table(setup, dataset, vocabularies)
     if not distributed.is_first():
         return 0
-    has_vocabulary = {language: path for language, path in lexicons.items() if language in table.languages}
+    has_vocabulary = {language: found for language, found in lexicons.items() if language in table.languages}
     chrf = chrf_of_dev(setup, table, dataset, threshold) if corpus == "dev" else {}
-    stats = measure(table, dataset, setup.tokenizer, has_vocabulary, threshold, chrf)
+    stats = measure(table, dataset, setup.tokenizer, has_vocabulary, setup.source[0], threshold, chrf)
     if out:
-        table = table.copy_to(Path(out))
-        table.write_stats(stats)
+        with writable(Path(out)):
+            table = table.copy_to(Path(out))
+            table.write_stats(stats)
     print(describe(stats))
     warn_if_nothing(stats, table)
     for line in samples(table, dataset, setup.tokenizer, sample, threshold, config.train.seed):
         print(line)
+    setup.tell_skipped()
     say(f"table: {table.folder}")
     return 0
 

@@ -90,8 +90,12 @@ class Setup:
     _examples: dict[tuple[str, str], list[Example]] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def open(cls, config: Composed) -> Setup:
-        """Finds the data and the tokenizer; reads no weights yet."""
+    def open(cls, config: Composed, evaluated: bool = True) -> Setup:
+        """Finds the data and the tokenizer; reads no weights yet.
+
+        Args:
+            evaluated: whether all languages are to be in ``eval.split``.
+        """
         limit_primitive_cache()
         train = config.train
         kernels.select(train.kernels)
@@ -101,7 +105,8 @@ class Setup:
         source = tuple(train.source)
         known = task.languages(train.eval.split)
         targets = train.languages if train.languages is not None else known
-        for language in targets if known else ():  # without such a split there is nothing to evaluate, in any language
+        # without such a split there is nothing to evaluate, in any language
+        for language in targets if known and evaluated else ():
             if language not in known:
                 split = train.eval.split
                 raise UserError(

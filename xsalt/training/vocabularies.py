@@ -51,11 +51,12 @@ def vocab(config: Composed, out: str | None, examples: int, coverage: bool, json
         coverage: measure on the texts of ``eval.split``. Their labels are not looked at.
         json_: print JSON, for programs.
     """
-    setup = Setup.open(config)
+    setup = Setup.open(config, evaluated=coverage)
     vocabularies = build_vocabularies(
         setup.tokenizer, setup.languages, setup.source, config.train.vocabulary, setup.cache
     )
     texts = _texts(setup) if coverage else {}
+    setup.tell_skipped()
     rows = describe(vocabularies, setup.tokenizer, examples, texts)
     if json_:
         print(as_json(vocabularies, rows))

@@ -96,6 +96,8 @@ def test_vocabulary_ids_hold_every_id_that_comes_out(dataset: Dataset, needs: Ma
         ({"it": 1.0}, "no substitutions into 'it'"),
         ({"de": -1.0}, "at least 0"),
         ({"de": 0.0, "fr": 0.0}, "no language has a weight above 0"),
+        ({"de": 1e308, "fr": 1e308}, r"1e\+308 is too large"),
+        ({"de": float("nan")}, "too large"),
     ],
 )
 def test_bad_weights_are_one_error_line(needs: Make, weights: dict[str, float], message: str) -> None:

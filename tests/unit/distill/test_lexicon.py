@@ -5,11 +5,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from xsalt.data.dataset import Dataset
 from xsalt.data.substitutions import SubstitutionTable, new_table
 from xsalt.distill import lexicon as lexicon_module
 from xsalt.distill.lexicon import find_lexicons, judge, precision_by_decile, read_lexicon
 from xsalt.errors import UserError
 from xsalt.text.tokenizer import Tokenizer
+
+
+def corpus_of(ids: np.ndarray, special: np.ndarray, languages: tuple[str, ...] = ("en",)) -> Dataset:
+    """The tokens as examples of one length, each in one of these languages."""
+    examples = len(languages)
+    return Dataset(
+        ids=ids,
+        offsets=np.linspace(0, len(ids), examples + 1).astype(np.int64),
+        type=np.zeros(len(ids), dtype=np.int8),
+        special=special,
+        label=np.zeros(examples, dtype=np.int64),
+        language=np.arange(examples, dtype=np.int16),
+        languages=languages,
+        uids=[str(i) for i in range(examples)],
+        fingerprint="d",
+    )
 
 
 def test_p_at_1_counts_every_occurrence_of_one_piece_words_of_four_letters(
@@ -35,7 +52,7 @@ def test_p_at_1_counts_every_occurrence_of_one_piece_words_of_four_letters(
     special = np.zeros(len(corpus), dtype=bool)
 
     def right() -> tuple[int, int]:
-        judged = judge(table, ids, special, tokenizer, lexicon, "fr")
+        judged = judge(table, corpus_of(ids, special), tokenizer, lexicon, "en", "fr")
         return judged.right, judged.counted
 
     assert right() == (2, 4)
@@ -60,7 +77,8 @@ def test_precision_is_told_for_each_tenth_of_the_substitutions_by_probability(
     monkeypatch.setattr(lexicon_module, "CHUNK", 64)
     corpus = np.full(1000, house, dtype=np.int32)
     words = {"house": frozenset({"maison"})}
-    judged = judge(table, corpus, np.zeros(1000, dtype=bool), tokenizer, words, "fr")
+    nothing_special = np.zeros(1000, dtype=bool)
+    judged = judge(table, corpus_of(corpus, nothing_special), tokenizer, words, "en", "fr")
     assert (judged.counted, judged.right) == (1000, int(right[150:].sum()))
     rows = precision_by_decile(judged.switched_P, judged.right_P)
     order = np.argsort(probability[150:], kind="stable")
@@ -69,6 +87,9 @@ def test_precision_is_told_for_each_tenth_of_the_substitutions_by_probability(
         assert row["from"] == pytest.approx(float(probability[150:][tenth[0]]), abs=2e-3)
         assert row["precision"] == pytest.approx(right[150:][tenth].mean(), abs=0.03)
     assert precision_by_decile(judged.switched_P * 0, judged.right_P * 0) == []
+    several = corpus_of(corpus, nothing_special, ("de", "en", "sw"))
+    judged = judge(table, several, tokenizer, words, "en", "fr")
+    assert (judged.counted, judged.right) == (333, int((right & (best == maison))[333:666].sum()))
 
 
 def test_equal_probabilities_are_not_parted() -> None:

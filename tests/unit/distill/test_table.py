@@ -179,6 +179,8 @@ def test_bad_requests_are_one_error_line(build: Any, model: Make) -> None:
         build(model(), method="mlm")
     with pytest.raises(UserError, match="no target language has a vocabulary"):
         build(model(), languages=("en", "sw"))
+    with pytest.raises(UserError, match=r"no target language beside the source \(en\)"):
+        build(model(), languages=("en",))
     with pytest.raises(UserError, match=r"distill\.layer=9"):
         build(model(), layer=9)
     with pytest.raises(UserError, match=r"distill\.synonyms=true: source language 'en' has no vocabulary"):
@@ -223,7 +225,11 @@ def test_a_table_that_switches_nothing_says_why(build: Any, model: Make, capsys:
         table.write_stats(stats)
         warn_if_nothing(stats, table)
         assert cause in capsys.readouterr().err.strip().splitlines()[-1]
-    warn_if_nothing({"languages": {"fr": {**row, "coverage": 0.1}}, "words": 9, "threshold": 0.3}, table)
+    stats = {
+        "languages": {"fr": {**row, "coverage": 0.0, "highest_probability": 0.3}},
+        "threshold": 0.3,
+    }  # one of 20,000
+    warn_if_nothing(stats, table)
     assert capsys.readouterr().err == ""
 
 

@@ -81,14 +81,7 @@ def test_more_probable_substitutions_are_more_often_right(
     tables: list[SubstitutionTable], corpus: Dataset, e5: Pretrained, data: Path
 ) -> None:
     judged = [
-        judge(
-            tables[0],
-            corpus.ids,
-            corpus.special,
-            e5.tokenizer(),
-            read_lexicon(data / "lexicons" / f"en-{language}.txt"),
-            language,
-        )
+        judge(tables[0], corpus, e5.tokenizer(), read_lexicon(data / "lexicons" / f"en-{language}.txt"), "en", language)
         for language in TARGETS
     ]
     rows = precision_by_decile(

@@ -111,6 +111,14 @@ FAULTS: dict[str, tuple[Callable[[State], State], str]] = {
         r"misshapen tensors: pooler.dense.bias is \[31\], expected \[32\]",
     ),
     "half a head": (lambda t: {**t, "cls.predictions.bias": torch.zeros(97)}, "missing tensors: cls.predictions.trans"),
+    "not a number": (
+        lambda t: {**t, "bert.embeddings.LayerNorm.weight": torch.full((32,), torch.nan)},
+        "LayerNorm.weight holds NaN or infinity",
+    ),
+    "infinite": (
+        lambda t: {**t, "classifier.bias": torch.tensor([torch.inf, -torch.inf, 0.0])},
+        "classifier.bias holds NaN or infinity",
+    ),
     "untied": (
         lambda t: {**t, "cls.predictions.decoder.weight": torch.zeros(97, 32)},
         "cls.predictions.decoder.weight differs from embeddings.word_embeddings.weight",
