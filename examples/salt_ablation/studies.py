@@ -164,10 +164,7 @@ def read_result(run: Run, results: Path) -> dict[str, Any] | None:
     path = run.result(results)
     if not path.exists():
         return None
-    result = read_json(path)
-    missing = RESULT_KEYS - result.keys()
-    if missing:
-        raise UserError(f"{path}: lacks {', '.join(sorted(missing))}: delete it, and the run is made again")
+    result = read_file(path)
     old, new = experiment(result["words"]), experiment(run.words)
     if old != new:
         changed = [word for word in (*old, *new) if (word in old) != (word in new)] or ["their order"]
@@ -175,6 +172,15 @@ def read_result(run: Run, results: Path) -> dict[str, Any] | None:
             f"{path}: made with other words than arm {run.arm} has now ({' '.join(changed)}): "
             "give the changed arm another name, or delete its results"
         )
+    return result
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """A result file. Raises ``UserError`` if it is damaged or lacks a key."""
+    result = read_json(path)
+    missing = RESULT_KEYS - result.keys()
+    if missing:
+        raise UserError(f"{path}: lacks {', '.join(sorted(missing))}: delete it, and run.py makes the run again")
     return result
 
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from studies import ARMS, RESULT_KEYS, RESULTS, Study, experiment, find_study
+from studies import ARMS, RESULTS, Study, experiment, find_study, read_file
 
-from xsalt.checkpoint import read_json
 from xsalt.errors import UserError
 from xsalt.evaluation.significance import WILCOXON_FROM, Comparison, Spread, compare, spread
 from xsalt_cli.guard import guard
@@ -38,10 +37,7 @@ def read_results(study: Study, results: Path) -> ByArm:
         for path in sorted((results / study.name).glob(f"{arm}-s*.json")):
             if not path.stem.removeprefix(f"{arm}-s").isdecimal():
                 continue
-            result = read_json(path)
-            missing = RESULT_KEYS - result.keys()
-            if missing:
-                raise UserError(f"{path}: lacks {', '.join(sorted(missing))}: delete it and run the study again")
+            result = read_file(path)
             of_arm = found.setdefault(arm, {})
             first = next(iter(of_arm.values()), result)
             if experiment(first["words"]) != experiment(result["words"]):
@@ -144,33 +140,22 @@ def by_language(study: Study, found: ByArm, languages: Sequence[str]) -> list[st
     baseline = found[study.baseline]
     source = next(iter(baseline.values()))["source_languages"]
     others = [arm for arm in found if arm != study.baseline]
-    rows = []
-    for language in languages:
 
-        def accuracy(result: Result, language: str = language) -> float:
-            return float(result["languages"][language]["accuracy"])
-
-        kind = "source" if language in source else "seen" if language in SEEN else "unseen"
-        row = [language, kind, shown(spread(list(scores(baseline, accuracy).values())))]
-        for arm in others:
-            gain = against(found[arm], baseline, accuracy)
-            row.append(f"{gain.text} ({gain.p})")
-        rows.append(row)
-    for kind in ("seen", "unseen"):
-        group = [
-            language for language in languages if language not in source and (language in SEEN) == (kind == "seen")
-        ]
-        if not group:
-            continue
-
-        def mean(result: Result, group: Sequence[str] = group) -> float:
+    def row(name: str, kind: str, group: Sequence[str]) -> list[str]:
+        def mean(result: Result) -> float:
             return float(sum(result["languages"][language]["accuracy"] for language in group) / len(group))
 
-        row = [f"mean of {len(group)}", kind, shown(spread(list(scores(baseline, mean).values())))]
-        for arm in others:
-            gain = against(found[arm], baseline, mean)
-            row.append(f"{gain.text} ({gain.p})")
-        rows.append(row)
+        gains = [against(found[arm], baseline, mean) for arm in others]
+        own = shown(spread(list(scores(baseline, mean).values())))
+        return [name, kind, own, *(f"{gain.text} ({gain.p})" for gain in gains)]
+
+    def kind(language: str) -> str:
+        return "source" if language in source else "seen" if language in SEEN else "unseen"
+
+    rows = [row(language, kind(language), [language]) for language in languages]
+    for of_kind in ("seen", "unseen"):
+        group = [language for language in languages if kind(language) == of_kind]
+        rows += [row(f"mean of {len(group)}", of_kind, group)] if group else []
     return rows_of(["language", "in the search", study.baseline, *others], rows)
 
 
