@@ -43,12 +43,15 @@ def data() -> Path:
     return root
 
 
+def first_pairs(data: Path, count: int) -> list[Example]:
+    with (data / "xnli" / "dev-en.tsv").open(encoding="utf-8") as file:
+        rows = [line.rstrip("\n").split("\t") for line in islice(file, 1, count + 1)]
+    return [Example(row[0], row[1], 0, str(i)) for i, row in enumerate(rows)]
+
+
 @pytest.fixture(scope="module")
 def corpus(e5: Pretrained, data: Path, cache: Path) -> Dataset:
-    with (data / "xnli" / "dev-en.tsv").open(encoding="utf-8") as file:
-        rows = [line.rstrip("\n").split("\t") for line in islice(file, 1, 301)]
-    examples = [Example(row[0], row[1], 0, str(i)) for i, row in enumerate(rows)]
-    return tokenise({"en": examples}, e5.tokenizer(), 128, ("en", *TARGETS), cache)
+    return tokenise({"en": first_pairs(data, 300)}, e5.tokenizer(), 128, ("en", *TARGETS), cache)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +78,44 @@ def test_threads_and_blocks_in_memory_change_no_bit(tables: list[SubstitutionTab
     one, two = tables
     for name in ("ids.npy", "probability.npy", "manifest.json"):
         assert (one.folder / name).read_bytes() == (two.folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("method", ["anchors", "lens"])
+def test_every_candidate_scored_changes_no_bit_either(
+    method: str, e5: Pretrained, data: Path, cache: Path, tmp_path: Path
+) -> None:
+    """Anchors, which read text first, and the lens without its shortlist: the first has products of its own."""
+    pytest.importorskip("wordfreq")
+    tokenizer, before, languages = e5.tokenizer(), torch.get_num_threads(), ("en", "de", "ru")
+    vocabularies = build_vocabularies(tokenizer, languages, ("en",), VocabularyConfig(backend=["wordfreq"]), cache)
+    few = tokenise({"en": first_pairs(data, 70)}, tokenizer, 128, languages, cache)
+    texts = {}
+    for language in languages:
+        lines = (data / "text" / f"{language}.txt").read_text(encoding="utf-8").splitlines()[:100]
+        rows = [Example(line, None, 0, str(i)) for i, line in enumerate(lines)]
+        texts[language] = tokenise({language: rows}, tokenizer, 128, languages, cache)
+    found = []
+    try:
+        for threads, in_flight in ((1, 32), (2, 1)):
+            torch.set_num_threads(threads)
+            folder = tmp_path / str(threads)
+            build_table(
+                rebuild(e5),
+                tokenizer,
+                few,
+                languages[1:],
+                vocabularies,
+                DistillConfig(shortlist=0, layer=2),
+                method,
+                folder,
+                "f",
+                in_flight=in_flight,
+                texts=texts if method == "anchors" else None,
+            )
+            found.append([(folder / name).read_bytes() for name in ("ids.npy", "probability.npy", "manifest.json")])
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1]
 
 
 def test_more_probable_substitutions_are_more_often_right(
