@@ -195,7 +195,6 @@ class TrainConfig:
     dry_run: bool = key(False, "check everything, run one update, write nothing", hashed=False)
     profile: bool = key(False, "write a trace of five updates and a table of operators to RUN/profile", hashed=False)
     log_every: int = key(10, "updates between logged lines", at_least=1, hashed=False)
-    workers: int | None = key(None, "processes that tokenise; null: one a core", at_least=0, hashed=False)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     batch: BatchConfig = dataclasses.field(default_factory=BatchConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
@@ -208,6 +207,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not self.source:
             raise UserError("source: no source language, write source=en")
+        for name, codes in (("source", self.source), ("languages", self.languages or ())):
+            twice = next((code for code in codes if codes.count(code) > 1), None)
+            if twice is not None:
+                raise UserError(f"{name}={','.join(codes)}: {twice} stands twice")
         check_value("init_parts", self.init_parts, ("encoder", "classifier", "mlm_head"))
         check_value("freeze", self.freeze, ("embeddings", "encoder", "classifier", "mlm_head"))
 

@@ -7,13 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from xsalt.config import Composed, read_yaml
+from xsalt.errors import UserError
+from xsalt.files import is_folder
 from xsalt_cli.front import Script, guard, launch
 
 
 def _run_configuration(positional: Mapping[str, str]) -> Mapping[str, Any]:
-    """The configuration that a run was trained with; nothing for a folder that is no run."""
-    stored = Path(positional["RUN"]) / "config.yaml"
-    return read_yaml(stored) if stored.exists() else {}
+    """The configuration that a run was trained with, or that its checkpoint has; nothing for any other folder.
+
+    Raises:
+        UserError: if there is no such folder.
+    """
+    folder = Path(positional["RUN"])
+    if not is_folder(folder):
+        raise UserError(f"{folder}: no such folder: name a run, a checkpoint or a Hugging Face folder")
+    if (folder / "config.yaml").exists():
+        return read_yaml(folder / "config.yaml")
+    stored = folder / "run.yaml"
+    return {**read_yaml(stored), "run": None} if stored.exists() else {}
 
 
 SCRIPT = Script(

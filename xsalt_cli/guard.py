@@ -76,6 +76,8 @@ def _guard(prog: str, main: Callable[[], int | None]) -> int:
         return 141
     except Exception as error:
         sys.stdout.flush()
+        if before is not None:  # torchrun ends the ranks that are left, while this one still says why
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if (stopped := _stopped(error)) is not None:  # a library failed to clean up after a signal
             return _say(prog, *stopped)
         if not alone and _is_echo(error):

@@ -226,3 +226,36 @@ def test_a_users_task_of_twenty_lines_trains_with_an_augmenter(tmp_path: Path) -
     assert main([*flags, *keys]) == 0
     header = (folder / "predictions" / "dev-fr.tsv").read_text().splitlines()[0]
     assert header.split("\t")[3:] == ["same", "other"]
+
+
+def test_several_criterions_log_their_weighted_total_as_the_loss(folders: dict[str, Path], tmp_path: Path) -> None:
+    names = {"cross_entropy": 0.5, "target_language_mlm": 2.0}
+    keys = [f"criterion.{name}.weight={weight}" for name, weight in names.items()]
+    more = ["--criterion", ",".join(names), "batch.accumulate=2", "log_every=1"]
+    folder = run("xnli", folders["xnli"], tmp_path / "run", *more, *keys)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows
+    for row in rows:
+        total = sum(weight * row[f"{name}_loss"] for name, weight in names.items())
+        assert row["loss"] == pytest.approx(total, rel=1e-4)
+
+
+def test_a_classifier_taken_from_another_run_keeps_its_classes_apart(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run("pairs", folders["pairs"], tmp_path / "first")
+    still = [f"init_from={first}", "init_parts=encoder,classifier", "max_updates=1", "optim.lr=1e-12"]
+    still += [f"tokenizer={first / 'checkpoints' / 'best'}", "optim.weight_decay=0"]
+    words = ["--task", "pairs", f"data.root={folders['pairs']}", "task.pairs.columns=[text,mood]", *TINY, *LISTS]
+    again = tmp_path / "again"
+    assert main([*words, *still, "task.pairs.labels=[bad,good]", f"run={again}", "epochs=1"]) == 0
+    rows = [
+        load_file(path / "checkpoints" / "best" / "model.safetensors")["classifier.out.weight"]
+        for path in (first, again)
+    ]
+    np.testing.assert_allclose(rows[1], rows[0][::-1], atol=1e-9)
+    other = [*words, *still, "task.pairs.labels=[bad,good,fair]", f"run={tmp_path / 'other'}"]
+    capsys.readouterr()
+    assert main(other) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"init_from={first}: its classes are good, bad; the task's are bad, good, fair" in last

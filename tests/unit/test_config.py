@@ -219,7 +219,7 @@ def test_the_hash_names_the_experiment_not_the_place_or_the_machine() -> None:
         {"dry_run": True},
         {"device": "cpu"},
         {"log_every": 5},
-        {"workers": 1},
+        {"profile": True},
     ):
         assert Composed.of(mapping(**same)).hash == base.hash, same
     others = [

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from xsalt.text.tokenizer import Tokenizer
 
 
+SIZES = ("hidden_size", "layers", "heads", "ffn_size", "max_positions")
+"""Keys that a model trained from scratch has its sizes from."""
+
+
 class Auto:
     """The architecture of the pretrained checkpoint; from scratch, the one whose tokenizer is used."""
 
@@ -50,6 +54,7 @@ def build_model(
         config = _scratch_config(model_config, cls, tokenizer, dropout)
         table_VD, state = torch.zeros(config.vocab_size, config.hidden_size), {}
     else:
+        _check_sizes(model_config, pretrained)
         config = with_dropout(pretrained.config, dropout)
         tokenizer.check_fits(config.vocab_size, pretrained.source)
         state = pretrained.state()
@@ -95,10 +100,21 @@ def _model_class(model_config: ModelConfig, pretrained: Pretrained | None, token
     return cls
 
 
+def _check_sizes(model_config: ModelConfig, pretrained: Pretrained) -> None:
+    """Sizes are those of the checkpoint. Raises ``UserError`` for one that was asked to be another."""
+    for key in SIZES:
+        asked, there = getattr(model_config, key), getattr(pretrained.config, key)
+        if asked not in (there, getattr(ModelConfig, key)):
+            raise UserError(
+                f"model.{key}={asked}: {pretrained.source} has {there}: leave it out, or train from scratch with "
+                "pretrained=null"
+            )
+
+
 def _scratch_config(
     model_config: ModelConfig, cls: type[EncoderModel], tokenizer: Tokenizer, dropout: float
 ) -> EncoderConfig:
-    for key in ("hidden_size", "layers", "heads", "ffn_size", "max_positions"):
+    for key in SIZES:
         if getattr(model_config, key) < 1:
             raise UserError(f"model.{key}={getattr(model_config, key)} must be at least 1")
     if model_config.hidden_size % model_config.heads:

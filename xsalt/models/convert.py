@@ -81,4 +81,5 @@ def _export(pretrained: Pretrained, folder: Path) -> None:
     with checkpoint.atomic_folder(folder) as new:
         save_file(tensors, new / checkpoint.MODEL, metadata={"format": "pt"})
         (new / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (new / checkpoint.MODEL).chmod((new / "config.json").stat().st_mode)  # the library's file is its owner's alone
         tokenizer.save(new)

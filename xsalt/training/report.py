@@ -33,10 +33,14 @@ def evaluate_languages(
     folder: Path,
     state: State | None,
     checkpoint: str = "best",
+    finished: bool = True,
 ) -> dict[str, Any]:
     """Evaluates ``eval.split`` in the source and all target languages, and returns the results.
 
     Ranks share the work, so all must call this; rank 0 prints the table and writes the files.
+
+    Args:
+        finished: whether training has come to its end; results of a run that it has not don't end it.
     """
     config = setup.config
     options, split = config.train, config.train.eval.split
@@ -83,6 +87,7 @@ def evaluate_languages(
     if state is not None:
         results["train"] = {
             "updates": state.update,
+            "finished": finished,
             "examples": state.examples,
             "wall_s": round(state.wall_s, 3),
             "pairs_per_s": round(state.steady_examples / state.steady_s, 3) if state.steady_s else None,

@@ -47,6 +47,12 @@ WRITTEN += ("metrics.jsonl", "results.json", "augmentation.json", "config.yaml")
 what says that the run is finished goes first, what says of which configuration the rest is goes last."""
 
 
+def trained(run: Path) -> bool:
+    """Whether some results of a run are from the end of its training, not of ``xsalt-eval`` before it."""
+    found = [read_json(path).get("train") or {} for path in sorted((run / "results").glob("*.json"))]
+    return any(row.get("finished", True) for row in found)
+
+
 class Checkpoints:
     """Checkpoints ``last`` (everything), those before it as ``update-N``, and ``best`` (weights only) of a run folder.
 
@@ -80,7 +86,7 @@ class Checkpoints:
                 f"{self.run}: made with another configuration, changed: {', '.join(changed)}: "
                 "choose another run=DIR, or resume=never to start it over"
             )
-        return (self.run / "results" / f"{self.config.train.eval.split}.json").exists()
+        return trained(self.run) and (self.run / "results" / f"{self.config.train.eval.split}.json").exists()
 
     def claim(self) -> None:
         """Makes the run folder and stores the configuration in it."""

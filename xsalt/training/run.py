@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from xsalt import distributed, kernels, parallel
-from xsalt.config import Composed, cache_dir, component_class, component_config
+from xsalt.config import Composed, EvalConfig, cache_dir, component_class, component_config, read_yaml
 from xsalt.data.dataset import Dataset, Example, tokenise
 from xsalt.errors import UserError
 from xsalt.logging import say
 from xsalt.memory import give_back_freed_memory, limit_primitive_cache
-from xsalt.models.auto import build_model, rebuild, reorder_classes
+from xsalt.models.auto import build_model, match_classes, rebuild, reorder_classes
 from xsalt.models.pretrained import Pretrained, open_pretrained
 from xsalt.nn.dropout import set_dropout_key
 from xsalt.nn.precision import bf16_is_native
@@ -31,8 +31,8 @@ from xsalt.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from xsalt.training.lock import locked
 from xsalt.training.quality import record_augmentation
 from xsalt.training.report import evaluate_languages, source_score
-from xsalt.training.resume import Checkpoints
-from xsalt.training.saving import written
+from xsalt.training.resume import Checkpoints, trained
+from xsalt.training.saving import writable_results, written
 from xsalt.training.show import show_batch
 from xsalt.training.signals import Interrupted
 from xsalt.training.state import State
@@ -104,6 +104,9 @@ class Setup:
         task = config.build("task", config.task, train.data.root, train.data.on_error)
         source = tuple(train.source)
         known = task.languages(train.eval.split)
+        if evaluated and not known and train.eval.split != EvalConfig().split:  # plain text has no dev set
+            there = [split for split in ("train", "dev", "test") if task.languages(split)]
+            raise UserError(f"eval.split={train.eval.split}: {task.where} has no such split; it has {', '.join(there)}")
         targets = train.languages if train.languages is not None else known
         # without such a split there is nothing to evaluate, in any language
         for language in targets if known and evaluated else ():
@@ -196,8 +199,15 @@ class Setup:
             for part in train.init_parts:
                 if not any(name.startswith(f"{part}.") for name in state):
                     raise UserError(f"init_parts: {train.init_from} has no {part}: leave it out")
+            if "classifier" in train.init_parts and match_classes(other.labels or (), labels) is None:
+                raise UserError(
+                    f"init_from={train.init_from}: its classes are {', '.join(other.labels or ())}; the task's are "
+                    f"{', '.join(labels)}: leave classifier out of init_parts"
+                )
             parts = [*train.init_parts, *(["embeddings"] if "encoder" in train.init_parts else [])]
             model.load_whole_state(state, parts)
+            if "classifier" in train.init_parts:
+                reorder_classes(model, other, labels)
         return model.to(self.device)
 
     def needs(self, model: Any, train: Dataset | None) -> Needs:
@@ -226,6 +236,7 @@ def train(config: Composed) -> int:
     """Trains, evaluates every language, and leaves a run folder. Returns the exit code."""
     checkpoints = Checkpoints(config.run, config)
     if config.train.dry_run:
+        checkpoints.finished()  # refuses a folder of another configuration
         setup, trainer, _ = opened(config, checkpoints)
         describe(setup, trainer)
         return 0
@@ -243,11 +254,17 @@ def opened(config: Composed, checkpoints: Checkpoints) -> tuple[Setup, Trainer, 
     setup = Setup.open(config)
     torch.manual_seed(config.train.seed)
     checkpoints.tokenizer, checkpoints.labels = setup.tokenizer, tuple(setup.task.labels)
-    return setup, *prepare(setup, checkpoints)
+    trainer, criterions = prepare(setup, checkpoints)
+    split = config.train.eval.split
+    if split == "dev" or config.train.dry_run:  # a row that can't be read is told before the training, not after it
+        for language in (x for x in setup.languages if x in setup.task.languages(split)):
+            setup.examples(split, language)
+    return setup, trainer, criterions
 
 
 def fit(setup: Setup, trainer: Trainer, criterions: dict[str, Any], checkpoints: Checkpoints) -> int:
     """The run itself, from where it is. Returns the exit code."""
+    trainer.total_updates()  # refuses batches that can't be made, before the folder belongs to this configuration
     if distributed.is_first():
         checkpoints.claim()
     state = checkpoints.resume(trainer)
@@ -264,34 +281,62 @@ def fit(setup: Setup, trainer: Trainer, criterions: dict[str, Any], checkpoints:
     finally:
         checkpoints.finish()
     checkpoint = checkpoints.load_best(trainer.step.model, state)
-    evaluate_languages(setup, trainer.step.model, criterions, checkpoints.run, state, checkpoint)
+    evaluate_languages(setup, trainer.step.model, criterions, checkpoints.run, state, checkpoint, finished=True)
     return 0
 
 
 def evaluate(config: Composed, path: Path) -> int:
-    """What ``xsalt-eval`` does: a run, a checkpoint or a Hugging Face folder on ``eval.split``, in every language."""
+    """What ``xsalt-eval`` does: a run, a checkpoint or a Hugging Face folder on ``eval.split``, in every language.
+
+    Results go to the folder of the run, or to the one given with ``run``.
+    """
     is_run = (path / "config.yaml").exists()
-    folder = path if is_run else Path(config.train.run or f"runs/eval-{path.name}")
+    stored = read_yaml(path / "config.yaml") if is_run else {}
+    run = config.train.run if config.train.run != stored.get("run") else None
+    folder = Path(run) if run else path if is_run else Path(f"runs/eval-{path.name}")
+    for name in ("pretrained", "tokenizer", "init_from") if is_run else ():
+        if getattr(config.train, name) != stored.get(name, getattr(config.train, name)):
+            raise UserError(f"{name}: the weights that are evaluated are those of {path}: leave it out")
+    if is_run and not run and config.train.data.root != stored.get("data", {}).get("root"):
+        say(
+            f"warning: results of other data than {path} was trained on take the place of its own of this split: "
+            "run=DIR keeps them apart"
+        )
     setup = Setup.open(config.with_changes(pretrained=str(path), tokenizer=None))
     if not setup.task.languages(config.train.eval.split):
         setup.task.read(config.train.eval.split, setup.source[0])  # raises, and says what there is
     pretrained = setup.pretrained
     assert pretrained is not None
     labels = tuple(setup.task.labels)
-    classes = {name: component_class(REGISTRIES["criterion"], name) for name in config.criterions}
+    classes = criterion_classes(setup)
     model = rebuild(pretrained).to(setup.device)
+    needing = [name for name, cls in classes.items() if getattr(cls, "needs_mlm_head", False)]
+    if needing and not pretrained.has_mlm_head:
+        raise UserError(f"{path}: has no masked-language-model head, which criterion {needing[0]} needs")
     if labels and any(getattr(cls, "needs_labels", False) for cls in classes.values()):
         if pretrained.labels is None:
             raise UserError(f"{path}: has no classifier to evaluate: train one with xsalt-train pretrained={path}")
         reorder_classes(model, pretrained, labels)
-    checkpoints = Checkpoints(folder, config)
+    checkpoints = Checkpoints(path, config)
     needs = with_augmentation(setup, setup.needs(model, None), classes)
     criterions = {name: config.build("criterion", name, needs) for name in config.criterions}
     setup.config = config
-    evaluate_languages(
-        setup, model, criterions, folder, checkpoints.state() if is_run else None, Path(pretrained.source).name
-    )
+    state, name = checkpoints.state() if is_run else None, Path(pretrained.source).name
+    with writable_results(folder):
+        evaluate_languages(setup, model, criterions, folder, state, name, finished=folder != path or trained(path))
     return 0
+
+
+def criterion_classes(setup: Setup) -> dict[str, Any]:
+    """The run's criterions by name. Raises ``UserError`` for one that needs labels where the task has none."""
+    classes = {name: component_class(REGISTRIES["criterion"], name) for name in setup.config.criterions}
+    labelled = [name for name, cls in classes.items() if getattr(cls, "needs_labels", False)]
+    if labelled and not setup.task.labels:
+        raise UserError(
+            f"criterion {', '.join(labelled)} needs labels, and task {setup.config.task!r} has none: "
+            "use --criterion target_language_mlm"
+        )
+    return classes
 
 
 def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, Any]]:
@@ -303,11 +348,7 @@ def prepare(setup: Setup, checkpoints: Checkpoints) -> tuple[Trainer, dict[str, 
     dataset = setup.tokenise(examples)
     del examples
     setup.forget_train()
-    classes = {name: component_class(REGISTRIES["criterion"], name) for name in config.criterions}
-    labelled = any(getattr(cls, "needs_labels", False) for cls in classes.values())
-    if labelled and not setup.task.labels:
-        names = ", ".join(name for name, cls in classes.items() if getattr(cls, "needs_labels", False))
-        raise UserError(f"criterion {names} needs labels, and task {config.task!r} has none: use target_language_mlm")
+    classes = criterion_classes(setup)
     needs_head = any(getattr(cls, "needs_mlm_head", False) for cls in classes.values())
     model = setup.model(setup.task.labels, needs_head)
 

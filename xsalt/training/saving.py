@@ -66,6 +66,18 @@ def written(folder: Path) -> Iterator[None]:
         raise UserError(f"{where}: {reason}: what was saved before is kept, run again when that is repaired") from error
 
 
+@contextmanager
+def writable_results(folder: Path) -> Iterator[None]:
+    """Where an evaluation's results can't be written is one line for the user."""
+    try:
+        yield
+    except ConnectionError:  # of another rank
+        raise
+    except OSError as error:
+        where = os.fsdecode(error.filename) if error.filename else folder
+        raise UserError(f"{where}: {error.strerror or error}: give the results a folder with run=DIR") from error
+
+
 def is_gone(folder: Path) -> bool:
     """Whether a run folder is no longer what it was made as."""
     return not (folder / "config.yaml").exists()

@@ -72,4 +72,7 @@ class TrainStep(nn.Module):
                 prefix = "" if len(self.criterions) == 1 else f"{name}_"
                 figures[f"{prefix}loss"] = (loss.loss_sum.detach(), own[name])
                 figures.update({f"{prefix}{key}": value for key, value in loss.log.items()})
+            if len(self.criterions) > 1:  # the weighted total, a mean over what one of them counts
+                name = max(counts, key=lambda name: counts[name])
+                figures["loss"] = (total.detach() * counts[name], own[name])
         return total, figures
