@@ -127,7 +127,7 @@ def test_coverage_is_never_measured_on_a_test_set(keys: list[str], capsys: pytes
 
 def test_coverage_without_the_split_is_one_line(keys: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*keys, "coverage=true", "eval.split=other", "languages=[]"]) == 2
-    assert "other split" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert "eval.split=other: " in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_a_thin_vocabulary_is_a_warning_that_names_what_to_do(
