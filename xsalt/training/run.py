@@ -32,7 +32,7 @@ from xsalt.training.lock import locked
 from xsalt.training.quality import record_augmentation
 from xsalt.training.report import evaluate_languages, source_score
 from xsalt.training.resume import Checkpoints, trained
-from xsalt.training.saving import writable_results, written
+from xsalt.training.saving import written
 from xsalt.training.show import show_batch
 from xsalt.training.signals import Interrupted
 from xsalt.training.state import State
@@ -322,7 +322,7 @@ def evaluate(config: Composed, path: Path) -> int:
     criterions = {name: config.build("criterion", name, needs) for name in config.criterions}
     setup.config = config
     state, name = checkpoints.state() if is_run else None, Path(pretrained.source).name
-    with writable_results(folder):
+    with written(folder, by_training=False):
         evaluate_languages(setup, model, criterions, folder, state, name, finished=folder != path or trained(path))
     return 0
 

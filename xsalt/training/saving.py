@@ -52,30 +52,24 @@ class Writer:
 
 
 @contextmanager
-def written(folder: Path) -> Iterator[None]:
-    """A full disk, a read-only or vanished folder inside the block is one line for the user, of this run folder."""
+def written(folder: Path, by_training: bool = True) -> Iterator[None]:
+    """A full disk, a read-only or vanished folder inside the block is one line for the user.
+
+    Args:
+        by_training: whether it is the folder of a run under way; results of an evaluation can go elsewhere.
+    """
     try:
         yield
     except ConnectionError:  # of another rank
         raise
     except OSError as error:
-        if is_gone(folder):
+        if by_training and is_gone(folder):
             raise UserError(f"{folder}: the run folder is gone, nothing can be saved: bring it back") from error
         where = os.fsdecode(error.filename) if error.filename else folder
-        reason = error.strerror or str(error)
-        raise UserError(f"{where}: {reason}: what was saved before is kept, run again when that is repaired") from error
-
-
-@contextmanager
-def writable_results(folder: Path) -> Iterator[None]:
-    """Where an evaluation's results can't be written is one line for the user."""
-    try:
-        yield
-    except ConnectionError:  # of another rank
-        raise
-    except OSError as error:
-        where = os.fsdecode(error.filename) if error.filename else folder
-        raise UserError(f"{where}: {error.strerror or error}: give the results a folder with run=DIR") from error
+        remedy = "what was saved before is kept, run again when that is repaired"
+        if not by_training:
+            remedy = "give the results a folder with run=DIR"
+        raise UserError(f"{where}: {error.strerror or error}: {remedy}") from error
 
 
 def is_gone(folder: Path) -> bool:
